@@ -1,0 +1,162 @@
+"""The run directory: the only thing that training, evaluation, analysis and tracking share.
+
+Layout (see README): config.yaml, env.json, metrics.jsonl, rollouts.jsonl, checkpoints/, model/,
+eval/<benchmark>/{answers.jsonl,items.jsonl,summary.json}, done.json (written last).
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from restool import files
+from restool.core.errors import RunError
+from restool.settings import RunSettings, validate
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths and records of one run. Creating the object touches nothing on disk."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def rollouts_path(self) -> Path:
+        return self.path / "rollouts.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    def evaluation(self, benchmark: str) -> Path:
+        return self.path / "eval" / benchmark
+
+    @property
+    def is_done(self) -> bool:
+        return (self.path / "done.json").exists()
+
+    @cached_property
+    def settings(self) -> RunSettings:
+        """The frozen configuration."""
+        path = self.path / "config.yaml"
+        if not path.exists():
+            raise RunError(f"{self.path} is not a run directory: it has no config.yaml")
+        return validate(yaml.safe_load(path.read_text()))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return files.read_json_lines(self.metrics_path)
+
+    def rollouts(self) -> list[dict[str, Any]]:
+        return files.read_json_lines(self.rollouts_path)
+
+    def summary(self, benchmark: str) -> dict[str, Any] | None:
+        path = self.evaluation(benchmark) / "summary.json"
+        return files.read_json(path) if path.exists() else None
+
+    def done(self) -> dict[str, Any]:
+        return files.read_json(self.path / "done.json")
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Write done.json: everything before it is whole."""
+        files.write_json(self.path / "done.json", {**record, "finished_at": time.time()})
+
+
+def open_run(path: str | Path, settings: RunSettings, data_fingerprint: str, *, replace: bool = False) -> RunDirectory:
+    """Make ``path`` the directory of the run that ``settings`` describe, or resume it.
+
+    A directory frozen with other settings is an error that names the differing keys; with ``replace`` (what the
+    workflow passes) it is kept under ``.superseded/`` and a fresh one is begun. If the requested settings
+    were superseded earlier, that directory comes back, finished work included.
+    """
+    run = RunDirectory(Path(path))
+    requested = settings.model_dump(mode="json")
+    config = run.path / "config.yaml"
+    if config.exists():
+        frozen = yaml.safe_load(config.read_text())
+        if frozen != requested:
+            differences = differing_keys(frozen, requested)
+            if not replace:
+                raise RunError(
+                    f"{run.path} was made with other settings ({', '.join(differences)}); "
+                    "choose another folder, delete it, or pass --replace"
+                )
+            _supersede(run.path, frozen)
+    if not config.exists():
+        _revive(run.path, requested)
+    if not config.exists():
+        run.path.mkdir(parents=True, exist_ok=True)
+        files.write_json(run.path / "env.json", environment_record(data_fingerprint))
+        files.write_text(config, yaml.safe_dump(requested, sort_keys=False))
+    return run
+
+
+def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two nested dicts."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [d for k in keys for d in differing_keys(old.get(k), new.get(k), f"{prefix}{k}.")]
+    return [] if old == new else [f"{prefix[:-1]}: {old!r} -> {new!r}"]
+
+
+def environment_record(data_fingerprint: str) -> dict[str, Any]:
+    """What a reader needs to know about where a run was made."""
+    packages = ["torch", "transformers", "numpy", "restool"]
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "packages": {name: metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "data_fingerprint": data_fingerprint,
+    }
+
+
+def _supersede(path: Path, frozen: dict[str, Any]) -> None:
+    target = path.parent / ".superseded" / f"{path.name}-{files.content_hash(frozen)}"
+    if target.exists():
+        raise RunError(f"{target} exists already; delete it or {path} and run again")
+    target.parent.mkdir(exist_ok=True)
+    path.rename(target)
+
+
+def _revive(path: Path, requested: dict[str, Any]) -> None:
+    kept = path.parent / ".superseded" / f"{path.name}-{files.content_hash(requested)}"
+    if kept.exists() and not path.exists():
+        kept.rename(path)
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
