@@ -7,6 +7,7 @@ eval/<benchmark>/{answers.jsonl,items.jsonl,summary.json}, done.json (written la
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ class RunDirectory:
             raise RunError(f"{self.path} is not a run directory: it has no config.yaml")
         return validate(yaml.safe_load(path.read_text()))
 
+    @property
+    def lineage(self) -> dict[str, str]:
+        """What the run was made from: fingerprint of the data, identity of the start model."""
+        return files.read_json(self.path / "env.json")["lineage"]
+
     def metrics(self) -> list[dict[str, Any]]:
         return files.read_json_lines(self.metrics_path)
 
@@ -81,32 +87,39 @@ class RunDirectory:
         files.write_json(self.path / "done.json", {**record, "finished_at": time.time()})
 
 
-def open_run(path: str | Path, settings: RunSettings, data_fingerprint: str, *, replace: bool = False) -> RunDirectory:
+def open_run(
+    path: str | Path, settings: RunSettings, lineage: dict[str, str], *, replace: bool = False
+) -> RunDirectory:
     """Make ``path`` the directory of the run that ``settings`` describe, or resume it.
 
-    A directory frozen with other settings is an error that names the differing keys; with ``replace`` (what the
-    workflow passes) it is kept under ``.superseded/`` and a fresh one is begun. If the requested settings
-    were superseded earlier, that directory comes back, finished work included.
+    ``lineage`` names what the run is made from (``data``: fingerprint of the prepared rows, ``start``: identity of
+    the model it begins with). A directory frozen with other decisive settings or another lineage is an error
+    that names the differing keys; with ``replace`` (what the workflow passes) it is kept under ``.superseded/``
+    and a fresh one is begun. If what is requested was superseded earlier, that directory comes back, finished
+    work included.
     """
     run = RunDirectory(Path(path))
-    requested = settings.model_dump(mode="json")
+    identity = {**settings.decisive(), "lineage": lineage}
     config = run.path / "config.yaml"
     if config.exists():
-        frozen = yaml.safe_load(config.read_text())
-        if frozen != requested:
-            differences = differing_keys(frozen, requested)
+        frozen = {**run.settings.decisive(), "lineage": run.lineage}
+        if frozen != identity:
+            differences = ", ".join(differing_keys(frozen, identity))
             if not replace:
                 raise RunError(
-                    f"{run.path} was made with other settings ({', '.join(differences)}); "
-                    "choose another folder, delete it, or pass --replace"
+                    f"{run.path} was made with other settings ({differences}); "
+                    "choose another folder, delete it, or pass --replace to set it aside"
                 )
             _supersede(run.path, frozen)
+            run = RunDirectory(run.path)  # the old object remembers the old settings
     if not config.exists():
-        _revive(run.path, requested)
+        _revive(run.path, identity)
+    run.path.mkdir(parents=True, exist_ok=True)
     if not config.exists():
-        run.path.mkdir(parents=True, exist_ok=True)
-        files.write_json(run.path / "env.json", environment_record(data_fingerprint))
-        files.write_text(config, yaml.safe_dump(requested, sort_keys=False))
+        files.write_json(run.path / "env.json", {**environment_record(), "lineage": lineage})
+    content = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    if not config.exists() or config.read_text() != content:  # e.g. only evaluation settings differ
+        files.write_text(config, content)
     return run
 
 
@@ -118,7 +131,7 @@ def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix[:-1]}: {old!r} -> {new!r}"]
 
 
-def environment_record(data_fingerprint: str) -> dict[str, Any]:
+def environment_record() -> dict[str, Any]:
     """What a reader needs to know about where a run was made."""
     packages = ["torch", "transformers", "numpy", "restool"]
     return {
@@ -128,22 +141,32 @@ def environment_record(data_fingerprint: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        "data_fingerprint": data_fingerprint,
     }
 
 
+def _kept(path: Path, identity: dict[str, Any]) -> Path:
+    return path.parent / ".superseded" / f"{path.name}-{files.content_hash(identity)}"
+
+
 def _supersede(path: Path, frozen: dict[str, Any]) -> None:
-    target = path.parent / ".superseded" / f"{path.name}-{files.content_hash(frozen)}"
+    target = _kept(path, frozen)
     if target.exists():
         raise RunError(f"{target} exists already; delete it or {path} and run again")
     target.parent.mkdir(exist_ok=True)
     path.rename(target)
 
 
-def _revive(path: Path, requested: dict[str, Any]) -> None:
-    kept = path.parent / ".superseded" / f"{path.name}-{files.content_hash(requested)}"
-    if kept.exists() and not path.exists():
-        kept.rename(path)
+def _revive(path: Path, identity: dict[str, Any]) -> None:
+    """Bring back a superseded directory of this identity; Snakemake may have left an empty folder in its place."""
+    kept = _kept(path, identity)
+    if not kept.exists():
+        return
+    if path.exists():
+        leftovers = [p for p in path.rglob("*") if p.is_file()]
+        if leftovers:
+            raise RunError(f"{path} has no config.yaml but holds {leftovers[0]}; delete the folder and run again")
+        shutil.rmtree(path)
+    kept.rename(path)
 
 
 def _git(*arguments: str) -> str | None:

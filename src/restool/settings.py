@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from restool import algorithms
 from restool.core.errors import ConfigurationError, nearest
 
 
@@ -137,7 +138,8 @@ class SFTSettings(Settings):
     gradient_clip: float = Field(gt=0)
     max_tokens: int = Field(gt=0, description="longer demonstrations are dropped and counted")
     phase_ends: tuple[float, float] = Field(
-        (0.0, 0.0), description="share of the steps at which curriculum phases 0 and 1 of the demonstrations end"
+        (0.0, 0.0),
+        description="share of the steps at which curriculum phases 0 and 1 of the demonstrations end",
     )
     micro_tokens: int = Field(gt=0, description="most tokens in one forward pass")
     checkpoint_every: int = Field(gt=0)
@@ -249,6 +251,17 @@ class RunSettings(Settings):
     @property
     def run_id(self) -> str:
         return f"{self.model.name}-{self.method.name}-{self.schedule.name}-s{self.seed}"
+
+    def decisive(self) -> dict[str, Any]:
+        """The values that the trained model depends on: a change elsewhere (evaluation, say) never retrains."""
+        values = self.model_dump(mode="json")
+        unused = {"none": ("schedule", "reward", "training"), "sft": ("schedule", "reward"), "rl": ()}
+        kind = algorithms.get(self.method.algorithm).kind
+        for key in ("eval", *unused[kind]):
+            del values[key]
+        if kind != "none":
+            del values["training"]["rl" if kind == "sft" else "sft"]
+        return values
 
 
 def validate(composed: dict[str, Any], kind: type[Settings] = RunSettings) -> Any:

@@ -1,0 +1,631 @@
+"""The command line: every stage of the pipeline as one verb.
+
+Each verb works in two ways: with Hydra overrides, for a person (``restool train method=rest_fixed seed=3``), or
+with ``--plan FILE`` and an id, for the workflow. Heavy libraries are imported inside the verb that needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from restool.core.errors import ConfigurationError, RestoolError, RunError, nearest
+
+if TYPE_CHECKING:
+    from restool.experiments import Plan, PlannedRun
+    from restool.settings import RunSettings
+
+app = typer.Typer(
+    name="restool",
+    help="Reproduce and examine ResT: token-level policy-gradient reshaping for tool-use language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+evaluate_app = typer.Typer(help="Score a model, or answers that exist, on a benchmark.", no_args_is_help=True)
+env_app = typer.Typer(help="Isolated environments of tools that cannot share ours.", no_args_is_help=True)
+app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(env_app, name="env")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Hydra overrides, e.g. method=rest_fixed seed=3")]
+PlanOption = Annotated[Path | None, typer.Option("--plan", help="plan.json of an experiment (used by the workflow)")]
+RunOption = Annotated[str | None, typer.Option("--run", help="id of a run of the plan")]
+ResultsOption = Annotated[Path, typer.Option("--results", help="folder for everything generated")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
+
+BENCHMARKS = ("held-out", "bfcl-synthetic", "api-bank", "bfcl")
+AD_HOC = "adhoc"  # experiment name of runs that were started by hand
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="show the trace of an error")] = False,
+) -> None:
+    if debug:
+        os.environ["RESTOOL_DEBUG"] = "1"
+
+
+def report(line: str) -> None:
+    """Progress goes to standard error, results to standard output."""
+    print(line, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------- stages
+
+
+@app.command()
+def prepare(
+    overrides: Overrides = None,
+    plan: PlanOption = None,
+    prepared: Annotated[str | None, typer.Option(help="id of the prepared data of the plan")] = None,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Fetch, verify, read and split the data; build the tiny model and its tokenizer where one is asked for."""
+    from restool import preparation
+
+    if plan is not None:
+        loaded = _plan(plan)
+        chosen = prepared or next(iter(loaded.prepared_ids))
+        if chosen not in loaded.prepared_ids:
+            raise ConfigurationError(
+                f"plan {plan} has no prepared data '{chosen}'{nearest(chosen, loaded.prepared_ids)}"
+            )
+        settings, out = loaded.prepared_ids[chosen].settings, loaded.prepared_path(chosen)
+    else:
+        settings = _compose(overrides)
+        out = results / "prepared" / preparation.prepared_id(settings)
+    manifest = preparation.prepare(settings, out, report=report)
+    rows = ", ".join(f"{split} {entry['rows']}" for split, entry in manifest["files"].items())
+    report(f"prepared {manifest['name']}: {rows} -> {out}")
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    plan: PlanOption = None,
+    run: RunOption = None,
+    replace: Annotated[bool, typer.Option("--replace", help="set a run of other settings aside, begin anew")] = False,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Train one run (SFT or RL, as its method says), or resume it."""
+    from restool import files, runs
+    from restool.backends import train as train_run
+
+    if plan is not None:
+        loaded = _plan(plan)
+        planned = _planned_run(loaded, run)
+        settings, path = planned.settings, loaded.run_path(planned.id)
+        prepared = loaded.prepared_path(planned.prepared)
+        parent = loaded.run_path(planned.parent) if planned.parent else None
+    else:
+        settings = _compose(overrides)
+        path, prepared, parent = _ad_hoc_places(settings, results)
+    manifest = files.read_json(prepared / "manifest.json")
+    start, start_identity = _start_model(settings, prepared, parent)
+    lineage = {"data": manifest["fingerprint"], "start": start_identity}
+    directory = runs.open_run(path, settings, lineage, replace=replace)
+    if directory.is_done:
+        report(f"{directory.id} is finished already: {directory.path}")
+        return
+    train_run(directory, settings, prepared, start, report=report)
+    report(f"{directory.id} finished -> {directory.path}")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="model folder or run folder")],
+    question: Annotated[str, typer.Argument(help="what the user asks")],
+    tools: Annotated[Path | None, typer.Option(help="text file with the system prompt (tool list)")] = None,
+    samples: Annotated[int, typer.Option(help="answers to draw", min=1)] = 1,
+    temperature: Annotated[float, typer.Option(help="0 is greedy", min=0)] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    seed: int = 0,
+) -> None:
+    """Answer one question with a model."""
+    answers = _answers(model, tools, question, samples, temperature, max_new_tokens, seed)
+    for answer in answers:
+        print(answer)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="model folder or run folder")],
+    tools: Annotated[Path | None, typer.Option(help="text file with the system prompt (tool list)")] = None,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+) -> None:
+    """Talk to a model; the record of the dialogue grows as in the training data. An empty line ends it."""
+    history = ""
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        history += f"<user> {line} </user>\n\n"
+        answer = _answers(model, tools, history.strip(), 1, temperature, max_new_tokens, 0)[0]
+        print(answer)
+        history += answer.strip() + "\n\n"
+
+
+@app.command()
+def analyze(
+    what: Annotated[
+        str, typer.Argument(help="'all', or 'variance' for the gradient-variance measurement alone")
+    ] = "all",
+    plan: PlanOption = None,
+) -> None:
+    """Tables and figures of an experiment from its run directories."""
+    loaded = _plan(plan)
+    if what == "variance":
+        from restool.analysis import variance
+
+        settings, model, prepared = _variance_subject(loaded)
+        if loaded.experiment.variance is None:
+            raise ConfigurationError(f"experiment '{loaded.name}' measures no variance; set experiment.variance")
+        out = loaded.directory / "analysis" / "variance.json"
+        variance.measure(model, prepared, settings, loaded.experiment.variance, out, report=report)
+    elif what == "all":
+        from restool.analysis.experiment import analyze as analyze_experiment
+
+        analyze_experiment(loaded.directory, report=report)
+    else:
+        raise ConfigurationError(
+            f"cannot analyze '{what}'{nearest(what, ['all', 'variance'])}; there are: all, variance"
+        )
+
+
+@app.command(name="report")
+def write_report(plan: PlanOption = None) -> None:
+    """Write the experiment's report: one HTML file that opens offline."""
+    from restool.analysis import report as reports
+
+    path = reports.write(_plan(plan).directory, report=report)
+    print(path)
+
+
+@app.command()
+def track(
+    plan: PlanOption = None,
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow store; default MLFLOW_TRACKING_URI, else results/mlflow.db")
+    ] = None,
+) -> None:
+    """Import an experiment's results into MLflow; importing twice changes nothing."""
+    from restool import tracking
+
+    tracking.track(_plan(plan).directory, uri=uri, report=report)
+
+
+# ------------------------------------------------------------------------------------------------- evaluation
+
+
+def _evaluate(
+    benchmark: str,
+    plan: Path | None,
+    run: str | None,
+    checkpoint: str | None,
+    answers: Path | None,
+    out: Path | None,
+    overrides: list[str] | None,
+    results: Path,
+) -> None:
+    from restool import preparation
+    from restool.evaluation import api_bank, bfcl, held_out
+
+    if plan is not None:
+        loaded = _plan(plan)
+        planned = _planned_run(loaded, run)
+        directory = loaded.run_path(planned.id)
+        if not (directory / "done.json").exists():
+            raise RunError(
+                f"run '{planned.id}' is not finished; train it first: restool train --plan {plan} --run {run}"
+            )
+        settings, prepared = planned.settings, loaded.prepared_path(planned.prepared)
+        model: Path | None = directory / "model"
+        target = directory / "eval" / benchmark
+    else:
+        settings = _compose(overrides)
+        prepared = results / "prepared" / preparation.prepared_id(settings)
+        if not (prepared / "manifest.json").exists():
+            preparation.prepare(settings, prepared, report=report)
+        if (checkpoint is None) == (answers is None):
+            raise ConfigurationError("give one of --checkpoint and --answers (or --plan and --run)")
+        model = _model_folder(checkpoint) if checkpoint else None
+        target = out or Path("evaluation") / benchmark
+    if benchmark == "held-out":
+        summary = held_out.evaluate(model, prepared, target, settings, report=report)
+    elif benchmark == "bfcl-synthetic":
+        summary = bfcl.evaluate_synthetic(target.parent / "held-out", prepared, target, report=report)
+    elif benchmark == "api-bank":
+        summary = api_bank.evaluate(model, prepared, target, settings, answers=answers, report=report)
+    else:
+        summary = bfcl.evaluate(model, prepared, target, settings, answers=answers, report=report)
+    _print_summary(summary)
+
+
+def _evaluation_command(benchmark: str, text: str) -> None:
+    def command(
+        overrides: Overrides = None,
+        checkpoint: Annotated[str | None, typer.Option(help="model folder, run folder or Hugging Face id")] = None,
+        answers: Annotated[Path | None, typer.Option(help="answers that exist already")] = None,
+        out: Annotated[Path | None, typer.Option(help="folder for answers, items and summary")] = None,
+        plan: PlanOption = None,
+        run: RunOption = None,
+        results: ResultsOption = Path("results"),
+    ) -> None:
+        _evaluate(benchmark, plan, run, checkpoint, answers, out, overrides, results)
+
+    evaluate_app.command(name=benchmark, help=text)(command)
+
+
+for _name, _text in {
+    "held-out": "Held-out tasks of the training data: greedy and sampled, tool calls apart from format.",
+    "bfcl-synthetic": "The held-out answers through BFCL's official checker (needs held-out first).",
+    "api-bank": "API-Bank, levels 1 to 3, 597 samples, by the released rules (compat) and strictly.",
+    "bfcl": "BFCL V3 through the official checker, in its own fenced environment.",
+}.items():
+    _evaluation_command(_name, _text)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="run folder")],
+    second: Annotated[Path, typer.Argument(help="run folder")],
+    as_json: JsonOption = False,
+) -> None:
+    """Pair two runs item by item: difference, interval, exact test, smallest difference that could have shown."""
+    from restool.analysis import comparison
+
+    rows = comparison.compare(first, second)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        raise RunError(f"{first} and {second} share no evaluated benchmark; evaluate both first")
+    _print_rows(f"{second.name} minus {first.name}", rows)
+
+
+# ---------------------------------------------------------------------------------------------- environments
+
+
+@env_app.command("build")
+def env_build(name: Annotated[str, typer.Argument(help="bfcl, …")]) -> None:
+    """Make an isolated tool environment (a second call finds it ready)."""
+    from restool import environments
+
+    print(environments.build(name, report=report))
+
+
+@env_app.command("list")
+def env_list() -> None:
+    """Name the environments and say which are ready."""
+    from restool import environments
+
+    for name in environments.names():
+        try:
+            print(f"{name}\t{environments.python(name)}")
+        except RestoolError:
+            print(f"{name}\tnot built (restool env build {name})")
+
+
+# ------------------------------------------------------------------------------------------------- information
+
+
+@app.command(name="plan")
+def show_plan(
+    experiment: Annotated[str, typer.Argument()] = "quick",
+    overrides: Overrides = None,
+    results: ResultsOption = Path("results"),
+    as_json: JsonOption = False,
+    write: Annotated[bool, typer.Option("--write", help="also write results/<experiment>/plan.json")] = False,
+) -> None:
+    """Jobs, hours, memory and disk that an experiment takes, each figure with its basis."""
+    from restool import planning
+    from restool.experiments import load_plan
+
+    total = planning.summary(load_plan(experiment, overrides or [], results, write=write))
+    if as_json:
+        print(json.dumps(total, indent=2))
+        return
+    console = _console()
+    console.print(f"[bold]{total['experiment']}[/]: {total['title']}")
+    table = Table("run", "kind", "GPUs", "hours", "basis", "memory GB", "disk GB", "done")
+    for e in total["estimates"]:
+        table.add_row(
+            e["run"],
+            e["kind"],
+            str(e["gpus"]),
+            f"{e['hours']:.2f}",
+            e["hours_basis"],
+            f"{e['memory_gb']:.1f}",
+            f"{e['disk_gb']:.2f}",
+            "yes" if e["done"] else "",
+        )
+    console.print(table)
+    console.print("jobs: " + ", ".join(f"{count} x {kind}" for kind, count in total["jobs"].items()))
+    console.print(
+        f"still to do: {total['runs'] - total['runs_done']} of {total['runs']} runs, {total['gpu_hours']} GPU-hours, "
+        f"{total['cpu_hours']} CPU-hours, {total['disk_gb']} GB on disk, {total['peak_memory_gb']} GB of memory at most "
+        f"({', '.join(total['basis']) or 'nothing to do'})"
+    )
+    for excluded in total["excluded"]:
+        console.print(f"left out: {excluded['method']} ({excluded['reason']})")
+
+
+@app.command()
+def doctor(
+    experiment: Annotated[str, typer.Argument()] = "quick",
+    overrides: Overrides = None,
+    results: ResultsOption = Path("results"),
+    as_json: JsonOption = False,
+) -> None:
+    """What this machine lacks for an experiment, and what mends it. Exit status 1 if something is missing."""
+    from restool import planning
+    from restool.experiments import load_plan
+
+    checks = planning.doctor(load_plan(experiment, overrides or [], results, write=False))
+    if as_json:
+        print(json.dumps([{"what": w, "ok": ok, "detail": d} for w, ok, d in checks], indent=2))
+    else:
+        table = Table("", "what", "found, or how to mend it")
+        for what, ok, detail in checks:
+            table.add_row("[green]ok[/]" if ok else "[red]missing[/]", what, detail)
+        _console().print(table)
+    if not all(ok for _, ok, _ in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def methods(
+    method: Annotated[str | None, typer.Argument(help="explain this one")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The registry: what each method is composed of, what it needs, how sure we are of it."""
+    from restool import algorithms
+
+    chosen = [algorithms.get(method)] if method else list(algorithms.ALGORITHMS.values())
+    records = [algorithms.as_record(item) for item in chosen]
+    if as_json:
+        print(json.dumps(records if method is None else records[0], indent=2))
+    elif method:
+        for key, value in records[0].items():
+            shown = "; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            print(f"{key:12} {shown}")
+    else:
+        table = Table("id", "title", "kind", "weights", "advantage", "needs", "confidence")
+        for r in records:
+            table.add_row(
+                r["id"],
+                r["title"],
+                r["kind"],
+                str(r["weights"]),
+                str(r["advantage"]),
+                ", ".join(r["needs"]),
+                r["confidence"],
+            )
+        _console().print(table)
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    step: Annotated[int | None, typer.Option(help="training step; default: the last written")] = None,
+    worst: Annotated[int, typer.Option(help="this many answers of lowest reward", min=0)] = 0,
+    best: Annotated[int, typer.Option(help="this many answers of highest reward", min=0)] = 0,
+) -> None:
+    """Print sampled answers, each token coloured by region, with reward parts, weights and advantage."""
+    from restool.runs import RunDirectory
+
+    directory = RunDirectory(run)
+    _ = directory.settings  # an error if this is no run folder
+    rollouts = directory.rollouts()
+    if not rollouts:
+        raise RunError(f"{run} has no rollouts.jsonl; only RL runs write sampled answers")
+    steps = sorted({r["step"] for r in rollouts})
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise ConfigurationError(f"no answers were written at step {step}; there are: {', '.join(map(str, steps))}")
+    answers = [(r, a) for r in rollouts if r["step"] == step for a in r["answers"]]
+    if worst or best:
+        ranked = sorted(answers, key=lambda pair: pair[1]["reward"])
+        answers = ranked[:worst] + (ranked[-best:] if best else [])
+    for rollout, answer in answers:
+        _print_answer(rollout, answer)
+
+
+# ------------------------------------------------------------------------------------------------------ parts
+
+
+def _compose(overrides: list[str] | None) -> RunSettings:
+    from restool.experiments import compose_run
+
+    return compose_run(overrides or [])
+
+
+def _plan(path: Path | None) -> Plan:
+    from restool.experiments import load_plan, read_plan
+
+    return read_plan(path) if path is not None else load_plan()
+
+
+def _planned_run(plan: Plan, run: str | None) -> PlannedRun:
+    if run is None:
+        raise ConfigurationError(f"--run is missing; the plan has: {', '.join(r.id for r in plan.runs)}")
+    return plan.run(run)
+
+
+def _ad_hoc_places(settings: RunSettings, results: Path) -> tuple[Path, Path, Path | None]:
+    """Folders of a run that was started by hand: run, prepared data (made if absent), parent."""
+    from restool import preparation
+
+    prepared = results / "prepared" / preparation.prepared_id(settings)
+    if not (prepared / "manifest.json").exists():
+        preparation.prepare(settings, prepared, report=report)
+    folder = results / AD_HOC / "runs"
+    parent = folder / f"{settings.model.name}-sft-none-s0" if settings.method.start == "sft" else None
+    return folder / settings.run_id, prepared, parent
+
+
+def _start_model(settings: RunSettings, prepared: Path, parent: Path | None) -> tuple[Path, str]:
+    """The model that training starts from, and an identity that changes when it does."""
+    from restool import files
+
+    if parent is not None:
+        if not (parent / "done.json").exists():
+            raise RunError(f"{parent} is not finished, and this run starts from its model; train it first (method=sft)")
+        return parent / "model", files.content_hash(files.read_json(parent / "done.json"))
+    if settings.model.tiny is not None:
+        return prepared / "model", prepared.name
+    return Path(str(settings.model.path)), f"{settings.model.path}@{settings.model.revision}"
+
+
+def _variance_subject(plan: Plan) -> tuple[RunSettings, Path, Path]:
+    """The model that RL starts from, and the settings of the first RL run."""
+    run = next((r for r in plan.runs if r.kind == "rl"), None)
+    if run is None:
+        raise ConfigurationError(f"experiment '{plan.name}' has no RL run, so there is no gradient to measure")
+    parent = plan.run_path(run.parent) if run.parent else None
+    prepared = plan.prepared_path(run.prepared)
+    return run.settings, _start_model(run.settings, prepared, parent)[0], prepared
+
+
+def _model_folder(name: str) -> Path:
+    """A run folder means its model; anything else is taken as a model folder or Hugging Face id."""
+    path = Path(name)
+    return path / "model" if (path / "done.json").exists() else path
+
+
+def _answers(
+    model: str,
+    tools: Path | None,
+    question: str,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+) -> list[str]:
+    from restool.models import chat as chats
+    from restool.models import loading, sampling
+    from restool.models.offsets import Decoder
+
+    system = tools.read_text() if tools else ""
+    user = question if question.startswith("**Dialogue") else f"**Dialogue Records History**\n{question}"
+    loaded, tokenizer = loading.load(_model_folder(model), dtype="float32", device=loading.resolve_device("auto"))
+    stops = chats.stop_ids(tokenizer)
+    prompt = chats.prompt_ids(tokenizer, system, user)
+    sampler = sampling.make_sampler(loaded, tokenizer, stops)
+    answers = sampler.generate(
+        [prompt], samples=samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
+    )
+    decoder = Decoder(tokenizer, stops)
+    return [decoder.decode(ids).completion for ids in answers.ids]
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    if summary.get("not_run"):
+        report(f"{summary['benchmark']}: not run: {summary['not_run']}")
+        return
+    table = Table("category", "n", "correct", "accuracy", "95 % interval", title=summary["benchmark"])
+    for name, c in summary["categories"].items():
+        low, high = c["interval"] or (float("nan"),) * 2
+        accuracy = "" if c["accuracy"] is None else f"{c['accuracy']:.3f}"
+        table.add_row(name, str(c["n"]), str(c["correct"]), accuracy, f"{low:.3f} to {high:.3f}")
+    _console().print(table)
+    for name, value in summary["aggregates"].items():
+        print(f"{name}: {'not complete' if value is None else f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
+    _console().print(table)
+
+
+REGION_STYLES = {
+    "FORMAT": "bold blue",
+    "NAME": "bold magenta",
+    "ARGUMENTS": "green",
+    "THINK": "yellow",
+    "RESPONSE": "cyan",
+    "OTHER": "dim",
+}
+
+
+def _print_answer(rollout: dict[str, Any], answer: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    console = _console()
+    console.rule(
+        f"step {rollout['step']}  reward {answer['reward']:.2f} (format {answer['format']:.2f}, correctness "
+        f"{answer['correctness']:.2f})  advantage {answer['advantage']:+.2f}"
+    )
+    text = Text()
+    for (start, end), region in zip(answer["offsets"], answer["regions"], strict=True):
+        name = region if isinstance(region, str) else _region_name(region)
+        text.append(answer["text"][start:end], style=REGION_STYLES[name.upper()])
+    console.print(text)
+    weights = Table("token", "region", "weight")
+    for (start, end), region, weight in zip(answer["offsets"], answer["regions"], answer["weights"], strict=True):
+        name = region if isinstance(region, str) else _region_name(region)
+        weights.add_row(repr(answer["text"][start:end]), name.lower(), f"{weight:.3f}")
+    console.print(weights)
+
+
+def _region_name(region: int) -> str:
+    from restool.core.regions import Region
+
+    return Region(region).name
+
+
+def main() -> None:
+    """Entry point: one line and a non-zero status for every error that a user can mend."""
+    import click
+
+    try:
+        status = app(standalone_mode=False)
+    except RestoolError as error:
+        _fail(error, str(error), error.exit_status)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        _fail(error, error.format_message(), error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(error, f"{where}{error.strerror or error}", 1)
+    except MemoryError as error:
+        _fail(error, "out of memory; use smaller batches (training.rl.micro_tokens, eval.*.batch_tokens)", 1)
+    except Exception as error:  # a defect of ours: said so in one line, trace on request
+        _fail(
+            error,
+            f"unexpected {type(error).__name__}: {error} (a defect; `restool --debug` shows the trace)",
+            70,
+        )
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(error: Exception, message: str, status: int) -> None:
+    if os.environ.get("RESTOOL_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"restool: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,303 @@
+"""From an experiment's matrix to its runs: the one place that knows Hydra.
+
+An experiment (``configs/experiment/<name>.yaml``) is expanded and composed once per change of ``configs/``; the
+outcome is ``results/<experiment>/plan.json``, which every later step reads. A remote job never composes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from restool import algorithms, files
+from restool.core.errors import ConfigurationError, nearest
+from restool.preparation import prepared_id
+from restool.settings import ExperimentSettings, MatrixSettings, RunSettings, validate
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of an experiment. ``parent``: id of the run whose model it starts from."""
+
+    id: str
+    kind: str
+    parent: str | None
+    prepared: str
+    evaluations: tuple[str, ...]
+    config: dict[str, Any]
+    config_hash: str
+    resources: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def settings(self) -> RunSettings:
+        return validate(self.config)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An expanded experiment; ``directory`` is ``results/<experiment>``."""
+
+    experiment: ExperimentSettings
+    directory: Path
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def name(self) -> str:
+        return self.experiment.name
+
+    @property
+    def path(self) -> Path:
+        return self.directory / "plan.json"
+
+    @property
+    def variance(self) -> dict[str, Any] | None:
+        return self.experiment.variance.model_dump() if self.experiment.variance else None
+
+    @cached_property
+    def _by_id(self) -> dict[str, PlannedRun]:
+        return {run.id: run for run in self.runs}
+
+    def run(self, run_id: str) -> PlannedRun:
+        if run_id not in self._by_id:
+            raise ConfigurationError(f"experiment '{self.name}' has no run '{run_id}'" + nearest(run_id, self._by_id))
+        return self._by_id[run_id]
+
+    @cached_property
+    def prepared_ids(self) -> dict[str, PlannedRun]:
+        """Prepared-data id → a run that uses it."""
+        return {run.prepared: run for run in reversed(self.runs)}
+
+    def run_path(self, run_id: str) -> Path:
+        return self.directory / "runs" / self.run(run_id).id
+
+    def prepared_path(self, prepared: str) -> Path:
+        return self.directory.parent / "prepared" / prepared
+
+
+def configs_directory() -> Path:
+    """``configs/`` of the current directory, else the one beside this package's source."""
+    here = Path.cwd() / "configs"
+    return here if (here / "config.yaml").exists() else Path(__file__).resolve().parents[2] / "configs"
+
+
+def experiment_names() -> list[str]:
+    return sorted(path.stem for path in (configs_directory() / "experiment").glob("*.yaml"))
+
+
+def load_plan(
+    experiment: str = "quick",
+    overrides: Sequence[str] = (),
+    results: str | Path = "results",
+    *,
+    write: bool = True,
+) -> Plan:
+    """Expand ``experiment``; the plan is cached by content of ``configs/`` and written to ``plan.json``.
+
+    ``overrides`` are Hydra overrides for every run (``training.rl.steps=5``) or, with the prefix
+    ``experiment.``, for the experiment itself (``experiment.matrix.seeds=[0,1]``).
+    """
+    _check_experiment(experiment)
+    results = Path(results)
+    key = files.content_hash([PLAN_VERSION, _configs_hash(), experiment, list(overrides)], length=20)
+    cache = results / ".cache" / "plans" / f"{key}.json"
+    if cache.exists():
+        content = files.read_json(cache)
+    else:
+        content = _expand(experiment, list(overrides))
+        files.write_json(cache, content)
+    plan = _from_json(content, results / content["experiment"]["name"])
+    text = json.dumps(content, indent=2) + "\n"
+    if write and (not plan.path.exists() or plan.path.read_text() != text):
+        files.write_text(plan.path, text)
+    return plan
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a ``plan.json`` that `load_plan` wrote; needs no Hydra."""
+    content = files.read_json(path)
+    if content.get("version") != PLAN_VERSION:
+        raise ConfigurationError(
+            f"{path} was written by another version of restool (plan version {content.get('version')}, "
+            f"this one reads {PLAN_VERSION}); delete it, and it is made again"
+        )
+    return _from_json(content, Path(path).parent)
+
+
+def compose_run(overrides: Sequence[str] = ()) -> RunSettings:
+    """The settings of one run from ``configs/config.yaml`` and Hydra overrides."""
+    with _hydra() as compose:
+        return validate(compose(list(overrides)))
+
+
+def _expand(experiment: str, overrides: list[str]) -> dict[str, Any]:
+    own = [o for o in overrides if o.lstrip("+~").startswith("experiment.")]
+    for_runs = [o for o in overrides if o not in own]
+    with _hydra() as compose:
+        chosen = compose([f"+experiment={experiment}", *own])["experiment"]
+        settings: ExperimentSettings = validate(chosen, ExperimentSettings)
+        runs: dict[str, dict[str, Any]] = {}
+        for matrix in (settings.matrix, *settings.extra):
+            for run in _expand_matrix(matrix, settings, for_runs, compose):
+                known = runs.setdefault(run["id"], run)
+                if known["config"] != run["config"]:
+                    raise ConfigurationError(
+                        f"experiment '{experiment}' asks for run '{run['id']}' twice with different values; "
+                        "give one of them another method, schedule or model name"
+                    )
+    _assign_evaluations(runs, settings)
+    ordered = sorted(runs.values(), key=lambda run: run["parent"] is not None)
+    return {"version": PLAN_VERSION, "experiment": settings.model_dump(mode="json"), "runs": ordered}
+
+
+def _expand_matrix(
+    matrix: MatrixSettings, experiment: ExperimentSettings, overrides: list[str], compose: Any
+) -> Iterable[Any]:
+    shared = [*matrix.overrides, *overrides]
+    not_method = [o for o in shared if not o.lstrip("+~").startswith("method.")]  # those are meant for RL methods
+    for model in matrix.models:
+        for method in matrix.methods:
+            for schedule in matrix.schedules:
+                for seed in matrix.seeds:
+                    base = [f"model={model}", f"method={method}", f"schedule={schedule}", f"seed={seed}"]
+                    run = validate(compose([*base, *shared]))
+                    kind = algorithms.get(run.method.algorithm).kind
+                    if kind != "rl":
+                        base = [f"model={model}", f"method={method}", "schedule=none", f"seed={seed}"]
+                        run = validate(compose([*base, *not_method]))
+                    parent = None
+                    if kind == "rl" and run.method.start == "sft":
+                        start = [
+                            f"model={model}",
+                            "method=sft",
+                            "schedule=none",
+                            f"seed={experiment.sft_seed}",
+                        ]
+                        sft = _planned(validate(compose([*start, *not_method])), None)
+                        parent = sft["id"]
+                        yield sft
+                    yield _planned(run, parent)
+
+
+def _planned(settings: RunSettings, parent: str | None) -> dict[str, Any]:
+    return {
+        "id": settings.run_id,
+        "kind": algorithms.get(settings.method.algorithm).kind,
+        "parent": parent,
+        "prepared": prepared_id(settings),
+        "evaluations": [],
+        "config": settings.model_dump(mode="json"),
+        "config_hash": files.content_hash(settings.decisive()),
+    }
+
+
+def _assign_evaluations(runs: dict[str, dict[str, Any]], experiment: ExperimentSettings) -> None:
+    """``first_seed``: only the lowest seed of each model, method and schedule."""
+    first: dict[str, int] = {}
+    for run in runs.values():
+        group = run["id"].rsplit("-s", 1)[0]
+        first[group] = min(first.get(group, run["config"]["seed"]), run["config"]["seed"])
+    for run in runs.values():
+        is_first = run["config"]["seed"] == first[run["id"].rsplit("-s", 1)[0]]
+        run["evaluations"] = [name for name, which in experiment.evaluations.items() if which == "all" or is_first]
+
+
+def _from_json(content: dict[str, Any], directory: Path) -> Plan:
+    from restool.planning import resources
+
+    runs = tuple(
+        PlannedRun(
+            **{**run, "evaluations": tuple(run["evaluations"])},
+            resources=resources(run["config"], run["kind"]),
+        )
+        for run in content["runs"]
+    )
+    return Plan(validate(content["experiment"], ExperimentSettings), directory, runs)
+
+
+def _configs_hash() -> str:
+    root = configs_directory()
+    source = Path(__file__).parent  # a changed schema or registry invalidates plans composed before it
+    watched = [
+        *sorted(root.rglob("*.yaml")),
+        source / "settings.py",
+        source / "algorithms.py",
+        Path(__file__),
+    ]
+    return files.content_hash([(str(path.relative_to(path.parents[1])), files.sha256(path)) for path in watched])
+
+
+def _check_experiment(name: str) -> None:
+    names = experiment_names()
+    if name not in names:
+        raise ConfigurationError(f"unknown experiment '{name}'{nearest(name, names)}; there are: {', '.join(names)}")
+
+
+class _hydra:
+    """``with _hydra() as compose:`` → ``compose(overrides) -> dict``, with one-line errors."""
+
+    def __enter__(self) -> Any:
+        from hydra import compose, initialize_config_dir
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        logging.getLogger("hydra").setLevel(logging.ERROR)
+        GlobalHydra.instance().clear()
+        self._context = initialize_config_dir(str(configs_directory()), version_base=None)
+        self._context.__enter__()
+
+        def composed(overrides: list[str]) -> dict[str, Any]:
+            try:
+                return OmegaConf.to_container(compose("config", overrides), resolve=True, throw_on_missing=True)
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                raise ConfigurationError(_one_line(error, overrides)) from None
+
+        return composed
+
+    def __exit__(self, *details: Any) -> None:
+        self._context.__exit__(*details)
+
+
+def _one_line(error: Exception, overrides: list[str]) -> str:
+    """Hydra's message in one line, with the nearest valid option or key where one can be found."""
+    from hydra.errors import MissingConfigException
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        folder = configs_directory() / group
+        options = sorted(path.stem for path in folder.glob("*.yaml"))
+        if options:
+            return f"unknown {group} '{option}'{nearest(option, options)}; there are: {', '.join(options)}"
+    message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if f"'{key}'" in message or f"override {override}" in message.lower() or key.split(".")[-1] in message:
+            return f"override '{override}': unknown key or option{nearest(key, _all_keys(key))} ({message})"
+    return message
+
+
+def _all_keys(key: str) -> list[str]:
+    """Dotted keys of the run settings, for suggestions."""
+    from pydantic import BaseModel
+
+    def walk(kind: type[BaseModel], prefix: str) -> Iterable[str]:
+        for name, spec in kind.model_fields.items():
+            yield prefix + name
+            for option in (spec.annotation, *getattr(spec.annotation, "__args__", ())):
+                if isinstance(option, type) and issubclass(option, BaseModel):
+                    yield from walk(option, f"{prefix}{name}.")
+
+    return list(walk(RunSettings, ""))
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data, for programs."""
+    return {"experiment": plan.experiment.model_dump(mode="json"), "runs": [asdict(run) for run in plan.runs]}
