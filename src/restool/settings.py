@@ -264,6 +264,24 @@ class RunSettings(Settings):
         return values
 
 
+class WorkflowSettings(Settings):
+    """What ``snakemake --config`` takes."""
+
+    experiment: str = Field("quick", description="name of a file in configs/experiment")
+    overrides: list[str] = Field([], description="Hydra overrides for every run of the experiment")
+
+
+class SiteSettings(Settings):
+    """What a cluster calls its things: workflow/profiles/slurm/site.yaml, every key optional."""
+
+    account: str | None = None
+    partition: str | None = Field(None, description="for jobs without a GPU; null: the cluster's default")
+    gpu_partition: str | None = Field(None, description="for jobs with GPUs; null: the cluster's default")
+    gpu_model: str | None = Field(None, description="GPU type as the cluster names it, e.g. h100; null: any")
+    memory_factor: float = Field(1.0, gt=0, description="multiplies every job's memory")
+    runtime_factor: float = Field(1.0, gt=0, description="multiplies every job's time limit")
+
+
 def validate(composed: dict[str, Any], kind: type[Settings] = RunSettings) -> Any:
     """Validate a composed configuration; the first faults become one line naming key, expectation and nearest key."""
     try:

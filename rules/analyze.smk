@@ -1,0 +1,53 @@
+"""Gradient variance at the checkpoint that RL starts from; then tables and figures from the run directories."""
+
+
+rule variance:
+    message:
+        "Gradient variance by weighting"
+    params:
+        settings=plan.variance,
+        runs=[plan.run(run).config_hash for run in parents()],
+    input:
+        data=[prepared_of(run) for run in parents()],
+        trained=[TRAINED.format(run=run) for run in parents()],
+    output:
+        VARIANCE,
+    log:
+        f"{LOGS}/variance.log",
+    benchmark:
+        f"{TIMES}/variance.tsv"
+    priority: 20
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(120),
+        gpu=gpus,
+        gpu_model=gpu_model,
+        slurm_partition=partition,
+        slurm_account=account,
+    shell:
+        "{restool} analyze variance --plan {plan.path} > {log} 2>&1"
+
+
+rule analyze:
+    message:
+        "Tables and figures"
+    params:
+        code=source_hash("analysis"),
+        experiment=plan.experiment.model_dump(mode="json"),
+    input:
+        trained=[TRAINED.format(run=run.id) for run in plan.runs],
+        summaries=summaries(),
+        variance=VARIANCE if plan.variance else [],
+    output:
+        touch(ANALYZED),
+    log:
+        f"{LOGS}/analyze.log",
+    benchmark:
+        f"{TIMES}/analyze.tsv"
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(60),
+        slurm_partition=partition,
+        slurm_account=account,
+    shell:
+        "{restool} analyze --plan {plan.path} > {log} 2>&1"

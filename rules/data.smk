@@ -1,0 +1,25 @@
+"""Fetch or generate the data, verify it, split it, and write it as parquet with a manifest.
+
+Runs where Snakemake runs: compute nodes often cannot reach the network.
+"""
+
+
+localrules:
+    prepare,
+
+
+rule prepare:
+    message:
+        "Data {wildcards.prepared}"
+    output:
+        PREPARED,
+    log:
+        f"{LOGS}/prepare/{{prepared}}.log",
+    benchmark:
+        f"{TIMES}/prepare/{{prepared}}.tsv"
+    priority: 100
+    resources:
+        mem_mb=memory(3000),
+        runtime=minutes(60),
+    shell:
+        "{restool} prepare --plan {plan.path} --prepared {wildcards.prepared} > {log} 2>&1"

@@ -1,0 +1,27 @@
+"""Jobs write files; this one step imports them into MLflow, so that no two jobs ever wait for its database."""
+
+
+localrules:
+    track,
+
+
+rule track:
+    message:
+        "Import into MLflow"
+    params:
+        code=source_hash("tracking.py"),
+        server=os.environ.get("MLFLOW_TRACKING_URI", ""),
+    input:
+        REPORT,
+        [TRAINED.format(run=run.id) for run in plan.runs],
+        summaries(),
+    output:
+        touch(TRACKED),
+    log:
+        f"{LOGS}/track.log",
+    benchmark:
+        f"{TIMES}/track.tsv"
+    resources:
+        mem_mb=memory(2000),
+    shell:
+        "{restool} track --plan {plan.path} > {log} 2>&1"

@@ -1,0 +1,32 @@
+"""SFT and RL.
+
+Only done.json is declared: Snakemake deletes declared outputs before it reruns a job, and checkpoints must outlive
+a job that was killed, so that the rerun goes on where it stopped.
+"""
+
+
+rule train:
+    message:
+        "Train {wildcards.run}"
+    params:
+        config_hash=lambda wildcards: plan.run(wildcards.run).config_hash,
+    input:
+        data=lambda wildcards: prepared_of(wildcards.run),
+        start=lambda wildcards: start_of(wildcards.run),
+    output:
+        TRAINED,
+    log:
+        f"{LOGS}/train/{{run}}.log",
+    benchmark:
+        f"{TIMES}/train/{{run}}.tsv"
+    priority: 50
+    threads: lambda wildcards: plan.run(wildcards.run).resources["threads"]
+    resources:
+        mem_mb=memory(lambda run: run.resources["mem_mb"]),
+        runtime=minutes(lambda run: run.resources["runtime"]),
+        gpu=gpus,
+        gpu_model=gpu_model,
+        slurm_partition=partition,
+        slurm_account=account,
+    shell:
+        "{restool} train --plan {plan.path} --run {wildcards.run} --replace > {log} 2>&1"

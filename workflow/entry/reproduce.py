@@ -1,0 +1,161 @@
+"""./reproduce-paper: set up, run one experiment through Snakemake, say where the report is.
+
+Standard library only; everything else is installed by the first step.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import environment
+import lock
+
+ROOT = environment.ROOT
+HELP = """usage: ./reproduce-paper [EXPERIMENT] [SNAKEMAKE FLAGS]
+
+Sets everything up in .venv, runs an experiment from the data to the report, and says where the report is.
+Interrupted, the same command goes on where it stopped.
+
+experiments:
+{experiments}
+
+examples:
+  ./reproduce-paper                            the default, quick: tiny model, CPU
+  ./reproduce-paper -n                         only list what would be done
+  ./reproduce-paper paper --profile slurm      the paper's matrix on a Slurm cluster
+  ./reproduce-paper quick --config 'overrides=["training.rl.steps=10"]'
+
+environment:
+  RESTOOL_PYTHON       the Python (3.11 or newer) to use
+  RESTOOL_MIRROR       folder with the public data files, tried before the network
+  MLFLOW_TRACKING_URI  where results are imported; default sqlite:///results/mlflow.db
+"""
+DEFAULT = "quick"
+NOTHING_RUNS = {"-n", "--dry-run", "--dryrun", "--lint", "--list", "-l", "--unlock", "--summary", "-S", "--dag"}
+NOTHING_RUNS |= {"-h", "--help", "-v", "--version", "--rulegraph", "--filegraph", "--list-rules", "--report"}
+CORES = ("-c", "--cores", "-j", "--jobs")
+CONFIG = ("-C", "--config")
+
+
+def main(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(HELP.format(experiments=_listing()), end="")
+        return 0
+    experiment, flags = _split(arguments)
+    if problem := _unknown(experiment):
+        return _fail(problem)
+    try:
+        held = lock.acquire(ROOT / "results" / ".lock", shlex.join(["./reproduce-paper", *arguments]))
+        if pid := lock.foreign_snakemake(ROOT):
+            return _fail(f"a snakemake is running in this folder (process {pid}); wait for it, or stop it")
+        programs = environment.ensure(with_tests=False)
+    except (lock.Occupied, environment.SetupError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"cannot write here: {error}")
+    return _run(programs, experiment, flags, held)
+
+
+def _run(programs: Path, experiment: str, flags: list[str], held: int) -> int:
+    command = [str(programs / "snakemake"), *_with_experiment(flags, experiment)]
+    if not any(flag.startswith(CORES) for flag in flags):
+        command += ["--cores", "all"]
+    if _is_locked():
+        unlock = [str(programs / "snakemake"), "--config", f"experiment={experiment}", "--unlock"]
+        status = _call([*unlock, "--quiet", "all"], held)
+        if status:
+            return status
+    status = _call(command, held)
+    if status == 0 and not NOTHING_RUNS.intersection(flags):
+        print(_where(programs, experiment))
+    elif status < 0 or status in (130, 143):
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return 128 - status if status < 0 else status
+    return status
+
+
+def _call(command: list[str], held: int) -> int:
+    """Run Snakemake in the foreground; it holds the lock too, for as long as it lives."""
+    settings = {"PYTHONUNBUFFERED": "1", "PATH": f"{Path(command[0]).parent}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, pass_fds=[held])
+
+    def pass_on(number: int, _: object) -> None:
+        """A terminal's Ctrl-C reaches Snakemake and its jobs by itself; other signals are ours to hand down."""
+        if number != signal.SIGINT:
+            process.send_signal(signal.SIGINT)
+            for pid in lock.processes_of(os.environ[lock.VARIABLE]):
+                if pid != process.pid:
+                    lock._send(pid, signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
+    return process.wait()
+
+
+def _with_experiment(flags: list[str], experiment: str) -> list[str]:
+    """Snakemake takes one --config: put the experiment into the one that is there, or add one."""
+    for position, flag in enumerate(flags):
+        if flag in CONFIG:
+            return [*flags[: position + 1], f"experiment={experiment}", *flags[position + 1 :]]
+    return [*flags, "--config", f"experiment={experiment}"]
+
+
+def _split(arguments: list[str]) -> tuple[str, list[str]]:
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    return DEFAULT, arguments
+
+
+def _names() -> list[str]:
+    return sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
+
+
+def _unknown(experiment: str) -> str | None:
+    names = _names()
+    if experiment in names:
+        return None
+    close = difflib.get_close_matches(experiment, names, n=1, cutoff=0.5)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    return f"unknown experiment '{experiment}'{hint}; there are: {', '.join(names)}"
+
+
+def _listing() -> str:
+    titles = {}
+    for name in _names():
+        lines = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        title = next((line.split(":", 1)[1].strip().strip("\"'") for line in lines if line.startswith("title:")), "")
+        titles[name] = title
+    width = max(map(len, titles))
+    return "\n".join(f"  {name:<{width}}  {title}" for name, title in titles.items())
+
+
+def _is_locked() -> bool:
+    return any((ROOT / ".snakemake" / "locks").glob("*"))
+
+
+def _where(programs: Path, experiment: str) -> str:
+    store = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///results/mlflow.db")
+    return (
+        f"\nreport: results/{experiment}/report.html (open it in a browser)\n"
+        f"MLflow: {programs.relative_to(ROOT)}/mlflow ui --backend-store-uri {shlex.quote(store)}"
+        "   then open http://127.0.0.1:5000"
+    )
+
+
+def _fail(problem: str) -> int:
+    print(f"restool: {problem}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,158 @@
+"""The experiment that was asked for: its plan, the paths of its parts, and what its jobs need.
+
+No rules here; the rule files use these names. A request that cannot be met ends here, in one line, before any job.
+"""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import yaml
+
+from restool import files
+from restool.core.errors import RestoolError
+from restool.experiments import load_plan
+from restool.settings import SiteSettings, WorkflowSettings, validate as validated
+
+
+def stop(problem):
+    """End Snakemake with one line and status 2 instead of a trace."""
+    print(f"restool: {problem}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(2)
+
+
+def read_site():
+    """This cluster's names, if somebody wrote them down."""
+    path = Path(workflow.basedir) / "workflow" / "profiles" / "slurm" / "site.yaml"
+    return validated(yaml.safe_load(path.read_text()) or {} if path.exists() else {}, SiteSettings)
+
+
+try:
+    request = validated(dict(config), WorkflowSettings)
+    site = read_site()
+    plan = load_plan(request.experiment, request.overrides)
+except RestoolError as error:
+    stop(error)
+
+
+# The interpreter that runs Snakemake runs the jobs, wherever they land.
+restool = f"{sys.executable} -m restool"
+
+DIRECTORY = plan.directory.as_posix()
+PREPARED = f"{plan.directory.parent}/prepared/{{prepared}}/manifest.json"
+RUN = f"{DIRECTORY}/runs/{{run}}"
+TRAINED = f"{RUN}/done.json"
+SUMMARY = f"{RUN}/eval/{{benchmark}}/summary.json"
+ANALYSIS = f"{DIRECTORY}/analysis"
+ANALYZED = f"{ANALYSIS}/analyzed.stamp"
+VARIANCE = f"{ANALYSIS}/variance.json"
+REPORT = f"{DIRECTORY}/report.html"
+TRACKED = f"{DIRECTORY}/tracked.stamp"
+LOGS = f"{DIRECTORY}/logs"
+TIMES = f"{DIRECTORY}/times"
+ENVIRONMENT = ".venvs/.built/{name}-{version}"
+
+
+wildcard_constraints:
+    run="[^/]+",
+    prepared="[^/]+",
+    version="[0-9a-f]+",
+
+
+def prepared_of(run):
+    """Manifest of the data that a run uses."""
+    return PREPARED.format(prepared=plan.run(run).prepared)
+
+
+def start_of(run):
+    """done.json of the run whose model this one starts from, if there is one."""
+    parent = plan.run(run).parent
+    return [TRAINED.format(run=parent)] if parent else []
+
+
+def parents():
+    """The runs that others start from."""
+    return sorted({run.parent for run in plan.runs if run.parent})
+
+
+def environment_of(name):
+    """Stamp of a tool environment; another path whenever its definition changes."""
+    definition = sorted(path for path in Path(workflow.basedir, "envs").rglob(f"{name}*") if path.is_file())
+    return ENVIRONMENT.format(name=name, version=digest(Path(workflow.basedir, "envs"), definition))
+
+
+def evaluation_hash(run):
+    """Changes with the evaluation settings: they re-score, but never retrain."""
+    return files.content_hash(plan.run(run).config["eval"])
+
+
+def summaries():
+    """Every evaluation that the experiment asks for."""
+    return [SUMMARY.format(run=run.id, benchmark=name) for run in plan.runs for name in run.evaluations]
+
+
+def digest(root, paths):
+    """Short hash of files, by name and content."""
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return total.hexdigest()[:12]
+
+
+def source_hash(*parts):
+    """Changes with the code of these parts of the package: for cheap steps, which must follow their code."""
+    root = Path(files.__file__).parent
+    found = {path for part in parts for path in [root / part, *(root / part).rglob("*")]}
+    return digest(root, sorted(path for path in found if path.suffix == ".py"))
+
+
+# --- what a job asks of the scheduler; memory and time grow with the attempt
+
+
+def grows(amount, factor):
+    """``amount``: a number, or a function of a planned run."""
+
+    def ask(wildcards, attempt):
+        needed = amount(plan.run(wildcards.run)) if callable(amount) else amount
+        return int(needed * factor * attempt)
+
+    return ask
+
+
+def memory(megabytes):
+    return grows(megabytes, site.memory_factor)
+
+
+def minutes(duration):
+    return grows(duration, site.runtime_factor)
+
+
+def gpus(wildcards):
+    """Of the run that the job works on; a job over several runs takes one GPU if any of them needs some."""
+    if "run" in wildcards.keys():
+        return plan.run(wildcards.run).resources["gpus"]
+    return min(1, max(run.resources["gpus"] for run in plan.runs))
+
+
+def gpu_model(wildcards):
+    return site.gpu_model or "" if gpus(wildcards) else ""
+
+
+def partition(wildcards):
+    return (site.gpu_partition if gpus(wildcards) else site.partition) or ""
+
+
+def account(wildcards):
+    return site.account or ""
+
+
+def closing_lines():
+    """What a person wants to know when everything is there (./reproduce-paper says it itself)."""
+    if "RESTOOL_CALL" in os.environ:
+        return ""
+    programs = Path(sys.executable).parent
+    return f"""
+report: {REPORT} (open it in a browser)
+MLflow: {programs}/mlflow ui --backend-store-uri sqlite:///results/mlflow.db   then open http://127.0.0.1:5000"""
