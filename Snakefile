@@ -28,12 +28,12 @@ localrules:
 
 
 rule all:
-    message:
-        "{plan.name}: the report is {REPORT}"
+    default_target: True
     input:
         REPORT,
         TRACKED,
-    default_target: True
+    message:
+        "{plan.name}: the report is {REPORT}"
 
 
 onsuccess:

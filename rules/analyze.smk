@@ -2,11 +2,6 @@
 
 
 rule variance:
-    message:
-        "Gradient variance by weighting"
-    params:
-        settings=plan.variance,
-        runs=[plan.run(run).config_hash for run in parents()],
     input:
         data=[prepared_of(run) for run in parents()],
         trained=[TRAINED.format(run=run) for run in parents()],
@@ -24,16 +19,17 @@ rule variance:
         gpu_model=gpu_model,
         slurm_partition=partition,
         slurm_account=account,
+    params:
+        plan=PLAN,
+        settings=plan.variance,
+        runs=[plan.run(run).config_hash for run in parents()],
+    message:
+        "Gradient variance by weighting"
     shell:
-        "{restool} analyze variance --plan {plan.path} > {log} 2>&1"
+        "restool analyze variance --plan {params.plan} > {log} 2>&1"
 
 
 rule analyze:
-    message:
-        "Tables and figures"
-    params:
-        code=source_hash("analysis"),
-        experiment=plan.experiment.model_dump(mode="json"),
     input:
         trained=[TRAINED.format(run=run.id) for run in plan.runs],
         summaries=summaries(),
@@ -49,5 +45,11 @@ rule analyze:
         runtime=minutes(60),
         slurm_partition=partition,
         slurm_account=account,
+    params:
+        plan=PLAN,
+        code=source_hash("analysis"),
+        experiment=plan.experiment.model_dump(mode="json"),
+    message:
+        "Tables and figures"
     shell:
-        "{restool} analyze --plan {plan.path} > {log} 2>&1"
+        "restool analyze --plan {params.plan} > {log} 2>&1"

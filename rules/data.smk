@@ -9,8 +9,6 @@ localrules:
 
 
 rule prepare:
-    message:
-        "Data {wildcards.prepared}"
     output:
         PREPARED,
     log:
@@ -21,5 +19,9 @@ rule prepare:
     resources:
         mem_mb=memory(3000),
         runtime=minutes(60),
+    params:
+        plan=PLAN,
+    message:
+        "Data {wildcards.prepared}"
     shell:
-        "{restool} prepare --plan {plan.path} --prepared {wildcards.prepared} > {log} 2>&1"
+        "restool prepare --plan {params.plan} --prepared {wildcards.prepared} > {log} 2>&1"

@@ -6,14 +6,14 @@ localrules:
 
 
 rule environment:
-    message:
-        "Tool environment {wildcards.name}"
     output:
-        touch(ENVIRONMENT),
+        ENVIRONMENT,
     log:
         f"{LOGS}/environment/{{name}}-{{version}}.log",
     benchmark:
         f"{TIMES}/environment/{{name}}-{{version}}.tsv"
     priority: 60
+    message:
+        "Tool environment {wildcards.name}"
     shell:
-        "{restool} env build {wildcards.name} > {log} 2>&1"
+        "restool env build {wildcards.name} > {log} 2>&1"

@@ -2,21 +2,17 @@
 
 
 rule evaluate_model:
-    message:
-        "Evaluate {wildcards.run} on {wildcards.benchmark}"
-    params:
-        settings=lambda wildcards: evaluation_hash(wildcards.run),
     input:
         trained=TRAINED,
         data=lambda wildcards: prepared_of(wildcards.run),
     output:
         SUMMARY,
-    wildcard_constraints:
-        benchmark="held-out|api-bank",
     log:
         f"{LOGS}/evaluate/{{run}}.{{benchmark}}.log",
     benchmark:
         f"{TIMES}/evaluate/{{run}}.{{benchmark}}.tsv"
+    wildcard_constraints:
+        benchmark="held-out|api-bank",
     resources:
         mem_mb=memory(lambda run: run.resources["mem_mb"]),
         runtime=minutes(240),
@@ -24,15 +20,16 @@ rule evaluate_model:
         gpu_model=gpu_model,
         slurm_partition=partition,
         slurm_account=account,
+    params:
+        plan=PLAN,
+        settings=lambda wildcards: evaluation_hash(wildcards.run),
+    message:
+        "Evaluate {wildcards.run} on {wildcards.benchmark}"
     shell:
-        "{restool} evaluate {wildcards.benchmark} --plan {plan.path} --run {wildcards.run} > {log} 2>&1"
+        "restool evaluate {wildcards.benchmark} --plan {params.plan} --run {wildcards.run} > {log} 2>&1"
 
 
 rule evaluate_bfcl:
-    message:
-        "Evaluate {wildcards.run} on BFCL"
-    params:
-        settings=lambda wildcards: evaluation_hash(wildcards.run),
     input:
         trained=TRAINED,
         data=lambda wildcards: prepared_of(wildcards.run),
@@ -50,15 +47,16 @@ rule evaluate_bfcl:
         gpu_model=gpu_model,
         slurm_partition=partition,
         slurm_account=account,
+    params:
+        plan=PLAN,
+        settings=lambda wildcards: evaluation_hash(wildcards.run),
+    message:
+        "Evaluate {wildcards.run} on BFCL"
     shell:
-        "{restool} evaluate bfcl --plan {plan.path} --run {wildcards.run} > {log} 2>&1"
+        "restool evaluate bfcl --plan {params.plan} --run {wildcards.run} > {log} 2>&1"
 
 
 rule evaluate_bfcl_synthetic:
-    message:
-        "Score the held-out answers of {wildcards.run} with BFCL's checker"
-    params:
-        settings=lambda wildcards: evaluation_hash(wildcards.run),
     input:
         answers=SUMMARY.replace("{benchmark}", "held-out"),
         data=lambda wildcards: prepared_of(wildcards.run),
@@ -74,5 +72,10 @@ rule evaluate_bfcl_synthetic:
         runtime=minutes(60),
         slurm_partition=partition,
         slurm_account=account,
+    params:
+        plan=PLAN,
+        settings=lambda wildcards: evaluation_hash(wildcards.run),
+    message:
+        "Score the held-out answers of {wildcards.run} with BFCL's checker"
     shell:
-        "{restool} evaluate bfcl-synthetic --plan {plan.path} --run {wildcards.run} > {log} 2>&1"
+        "restool evaluate bfcl-synthetic --plan {params.plan} --run {wildcards.run} > {log} 2>&1"

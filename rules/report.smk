@@ -6,10 +6,6 @@ localrules:
 
 
 rule report:
-    message:
-        "Report"
-    params:
-        code=source_hash("analysis"),
     input:
         ANALYZED,
     output:
@@ -20,5 +16,10 @@ rule report:
         f"{TIMES}/report.tsv"
     resources:
         mem_mb=memory(2000),
+    params:
+        plan=PLAN,
+        code=source_hash("analysis"),
+    message:
+        "Report"
     shell:
-        "{restool} report --plan {plan.path} > {log} 2>&1"
+        "restool report --plan {params.plan} > {log} 2>&1"

@@ -6,11 +6,6 @@ localrules:
 
 
 rule track:
-    message:
-        "Import into MLflow"
-    params:
-        code=source_hash("tracking.py"),
-        server=os.environ.get("MLFLOW_TRACKING_URI", ""),
     input:
         REPORT,
         [TRAINED.format(run=run.id) for run in plan.runs],
@@ -23,5 +18,11 @@ rule track:
         f"{TIMES}/track.tsv"
     resources:
         mem_mb=memory(2000),
+    params:
+        plan=PLAN,
+        code=source_hash("tracking.py"),
+        server=os.environ.get("MLFLOW_TRACKING_URI", ""),
+    message:
+        "Import into MLflow"
     shell:
-        "{restool} track --plan {plan.path} > {log} 2>&1"
+        "restool track --plan {params.plan} > {log} 2>&1"

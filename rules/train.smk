@@ -6,10 +6,6 @@ a job that was killed, so that the rerun goes on where it stopped.
 
 
 rule train:
-    message:
-        "Train {wildcards.run}"
-    params:
-        config_hash=lambda wildcards: plan.run(wildcards.run).config_hash,
     input:
         data=lambda wildcards: prepared_of(wildcards.run),
         start=lambda wildcards: start_of(wildcards.run),
@@ -28,5 +24,10 @@ rule train:
         gpu_model=gpu_model,
         slurm_partition=partition,
         slurm_account=account,
+    params:
+        plan=PLAN,
+        config_hash=lambda wildcards: plan.run(wildcards.run).config_hash,
+    message:
+        "Train {wildcards.run}"
     shell:
-        "{restool} train --plan {plan.path} --run {wildcards.run} --replace > {log} 2>&1"
+        "restool train --plan {params.plan} --run {wildcards.run} --replace > {log} 2>&1"

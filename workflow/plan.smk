@@ -3,14 +3,13 @@
 No rules here; the rule files use these names. A request that cannot be met ends here, in one line, before any job.
 """
 
-import hashlib
 import os
 import sys
 from pathlib import Path
 
 import yaml
 
-from restool import files
+from restool import environments, files
 from restool.core.errors import RestoolError
 from restool.experiments import load_plan
 from restool.settings import SiteSettings, WorkflowSettings, validate as validated
@@ -37,10 +36,11 @@ except RestoolError as error:
     stop(error)
 
 
-# The interpreter that runs Snakemake runs the jobs, wherever they land.
-restool = f"{sys.executable} -m restool"
+# Jobs use the `restool` of the environment that Snakemake runs in, activated or not, wherever they land.
+shell.prefix(f'export PATH="{Path(sys.executable).parent}:$PATH"; ')
 
 DIRECTORY = plan.directory.as_posix()
+PLAN = plan.path.as_posix()  # never an input: it changes with any part of the configuration
 PREPARED = f"{plan.directory.parent}/prepared/{{prepared}}/manifest.json"
 RUN = f"{DIRECTORY}/runs/{{run}}"
 TRAINED = f"{RUN}/done.json"
@@ -52,7 +52,7 @@ REPORT = f"{DIRECTORY}/report.html"
 TRACKED = f"{DIRECTORY}/tracked.stamp"
 LOGS = f"{DIRECTORY}/logs"
 TIMES = f"{DIRECTORY}/times"
-ENVIRONMENT = ".venvs/.built/{name}-{version}"
+ENVIRONMENT = os.path.join(os.path.relpath(environments.root()), "{name}-{version}", environments.STAMP)
 
 
 wildcard_constraints:
@@ -79,8 +79,7 @@ def parents():
 
 def environment_of(name):
     """Stamp of a tool environment; another path whenever its definition changes."""
-    definition = sorted(path for path in Path(workflow.basedir, "envs").rglob(f"{name}*") if path.is_file())
-    return ENVIRONMENT.format(name=name, version=digest(Path(workflow.basedir, "envs"), definition))
+    return os.path.relpath(environments.stamp(name))
 
 
 def evaluation_hash(run):
@@ -93,19 +92,13 @@ def summaries():
     return [SUMMARY.format(run=run.id, benchmark=name) for run in plan.runs for name in run.evaluations]
 
 
-def digest(root, paths):
-    """Short hash of files, by name and content."""
-    total = hashlib.sha256()
-    for path in paths:
-        total.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return total.hexdigest()[:12]
-
-
 def source_hash(*parts):
     """Changes with the code of these parts of the package: for cheap steps, which must follow their code."""
     root = Path(files.__file__).parent
-    found = {path for part in parts for path in [root / part, *(root / part).rglob("*")]}
-    return digest(root, sorted(path for path in found if path.suffix == ".py"))
+    found = {
+        path for part in parts for path in [root / part, *(root / part).rglob("*")] if path.suffix == ".py"
+    }
+    return files.content_hash([(str(path.relative_to(root)), files.sha256(path)) for path in sorted(found)])
 
 
 # --- what a job asks of the scheduler; memory and time grow with the attempt

@@ -21,7 +21,7 @@ and runs the tests: first the fast ones side by side, then those that run the pi
 
 With further arguments only pytest runs, with them: ./run-tests tests/unit/core -k rewards
 """
-WORKFLOW_FILES = ["Snakefile", "rules", "workflow"]
+WORKFLOW_FILES = ["Snakefile", "rules", "workflow/plan.smk"]
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +54,7 @@ def _checks() -> list[tuple[str, list[str]]]:
     return [
         ("ruff", ["ruff", "check", "--quiet", "."]),
         ("layers", ["lint-imports"]),
-        ("snakefmt", ["snakefmt", "--check", *WORKFLOW_FILES]),
+        ("snakefmt", ["snakefmt", "--check", "--line-length", "110", *WORKFLOW_FILES]),
     ]
 
 
