@@ -69,7 +69,12 @@ def build(name: str, *, report: Callable[[str], None] = lambda line: None) -> Pa
             packages = _run([str(_interpreter(target)), "-m", "pip", "freeze", "--all"], name).splitlines()
             files.write_json(
                 target / STAMP,
-                {"name": name, "file": _definition(name).read_text(), "python": sys.version.split()[0], "packages": packages},
+                {
+                    "name": name,
+                    "file": _definition(name).read_text(),
+                    "python": sys.version.split()[0],
+                    "packages": packages,
+                },
             )
     return _interpreter(target)
 

@@ -41,7 +41,7 @@ class Limits:
 class Checker:
     """``with Checker(categories) as checker: checker.check(category, id, text)``.
 
-    ``folder``: a directory in BFCL's own layout (``BFCL_v4_<category>.json`` and ``possible_answer/``) instead
+    ``folder``: a directory of our own files in BFCL's format (``<category>.jsonl``, ``possible_answer/``) instead
     of the package's data. Raises `ToolEnvironmentError` if the ``bfcl`` environment is not built.
     """
 

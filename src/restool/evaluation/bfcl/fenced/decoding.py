@@ -15,8 +15,8 @@ from typing import Any
 TEXT_CAP = 64 * 1024
 """Characters of an answer that are read: 1 MB of broken lines costs a second of parsing, 64 k a few hundredths."""
 
-_NAME = re.compile(r"[A-Za-z_][\w.]{0,255}", re.ASCII)
-_IDENTIFIER = re.compile(r"[A-Za-z_]\w{0,255}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z_][\w.]{0,255}")
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w{0,255}")
 
 
 @dataclass

@@ -25,8 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # isolated mode leaves it out; restool itself is not here
 
-import decoding  # noqa: E402
-import walls  # noqa: E402
+import decoding
+import walls
 
 MESSAGE_CAP = 600
 
@@ -56,9 +56,8 @@ class Category:
 
     def digest(self) -> str:
         """sha256 over the category's data files."""
-        file = f"{_prefix()}_{self.name}.json"
         total = hashlib.sha256()
-        for path in (self.data / file, self.data / "possible_answer" / file):
+        for path in (self.data / self._file(), self.data / "possible_answer" / self._file()):
             total.update(path.read_bytes() if path.exists() else b"")
         return total.hexdigest()
 
@@ -105,17 +104,22 @@ class Category:
         from bfcl_eval.utils import load_dataset_entry
 
         if self.own:
-            rows = _json_lines(self.data / f"{_prefix()}_{self.name}.json")
+            rows = _json_lines(self.data / self._file())
         else:
             # The checker must see the documents without hints: those change every Java type to "string".
             rows = load_dataset_entry(self.name, include_language_specific_hint=False)
         return {row["id"]: row for row in rows}
 
+    def _file(self) -> str:
+        from bfcl_eval.constants.category_mapping import VERSION_PREFIX
+
+        return f"{self.name}.jsonl" if self.own else f"{VERSION_PREFIX}_{self.name}.json"
+
     def _answers(self) -> list[dict[str, Any]]:
         from bfcl_eval.utils import load_ground_truth_entry
 
         if self.own:
-            return _json_lines(self.data / "possible_answer" / f"{_prefix()}_{self.name}.json")
+            return _json_lines(self.data / "possible_answer" / self._file())
         return load_ground_truth_entry(self.name)
 
 
@@ -197,12 +201,6 @@ def _stub_vendors() -> None:
     stub = types.ModuleType("bfcl_eval.constants.model_config")
     stub.MODEL_CONFIG_MAPPING = {"custom": Plain}  # type: ignore[attr-defined]
     sys.modules["bfcl_eval.constants.model_config"] = stub
-
-
-def _prefix() -> str:
-    from bfcl_eval.constants.category_mapping import VERSION_PREFIX
-
-    return VERSION_PREFIX
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

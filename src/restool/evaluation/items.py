@@ -1,0 +1,90 @@
+"""Per-item results and the summary made of them: the same files for every benchmark.
+
+``items.jsonl`` has one row per item and ``summary.json`` is a function of it, so that anyone can recount.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from restool import files
+from restool.core.errors import EvaluationError
+
+_Z = 1.959963984540054
+"""97.5 % quantile of the normal distribution, as in ``statsmodels`` (which takes a second to import)."""
+
+
+def wilson(correct: int, n: int) -> list[float] | None:
+    """95 % Wilson score interval of a proportion; None without items."""
+    if n == 0:
+        return None
+    share, spread = correct / n, _Z * _Z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def category(rows: Iterable[dict[str, Any]], correct: str = "correct") -> dict[str, Any]:
+    """Counts of one category. ``correct`` names the boolean field that decides.
+
+    Rows may carry ``parse_failure``, ``over_length``, ``force_quit`` (booleans) and ``error`` (text or None): all
+    of them stay in the denominator.
+    """
+    rows = list(rows)
+    right = sum(bool(row[correct]) for row in rows)
+    return {
+        "n": len(rows),
+        "correct": right,
+        "accuracy": right / len(rows) if rows else None,
+        "interval": wilson(right, len(rows)),
+        "parse_failures": sum(bool(row.get("parse_failure")) for row in rows),
+        "over_length": sum(bool(row.get("over_length")) for row in rows),
+        "force_quits": sum(bool(row.get("force_quit")) for row in rows),
+        "errors": sum(bool(row.get("failure")) for row in rows),
+    }
+
+
+def write(out: Path, rows: Iterable[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
+    """Write items.jsonl, then summary.json (whose existence says that the evaluation is whole); return it."""
+    files.write_json_lines(out / "items.jsonl", rows)
+    files.write_json(out / "summary.json", summary)
+    return summary
+
+
+def check_ids(source: Path, found: list[str], wanted: list[str], *, allow_missing: bool) -> None:
+    """`EvaluationError` naming duplicate, unknown or (unless allowed) missing ids of answers read from ``source``."""
+    counts = Counter(found)
+    faults = {
+        "duplicate": sorted(name for name, count in counts.items() if count > 1),
+        "unknown": sorted(counts.keys() - set(wanted)),
+        "missing": [] if allow_missing else sorted(set(wanted) - counts.keys()),
+    }
+    told = [
+        f"{len(ids)} {kind} ({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})"
+        for kind, ids in faults.items()
+        if ids
+    ]
+    if told:
+        hint = "; --allow-missing counts missing ones as wrong" if faults["missing"] else ""
+        raise EvaluationError(f"{source}: answers do not fit the benchmark: {'; '.join(told)}{hint}")
+
+
+def not_run(out: Path, benchmark: str, reason: str) -> dict[str, Any]:
+    """The summary of a benchmark that could not be run: says so, and has no numbers."""
+    summary = {
+        "benchmark": benchmark,
+        "version": None,
+        "data_sha256": None,
+        "formula": None,
+        "categories": {},
+        "aggregates": {},
+        "decoding": None,
+        "complete": False,
+        "not_run": reason,
+    }
+    files.write_json(out / "summary.json", summary)
+    return summary
