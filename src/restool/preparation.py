@@ -218,6 +218,8 @@ def _measure_and_filter(settings: RunSettings, data: DataSet, tokenizer: PreTrai
         data.lengths[split] = {
             "prompt_tokens": summary(prompts),
             "answer_tokens": summary(answers),
+            "system_characters": summary([len(row.system) for row in content]),
+            "user_characters": summary([len(row.user) for row in content]),
             "prompt_characters": summary([len(row.system) + len(row.user) for row in content]),
             "answer_characters": summary([len(_answer(row)) for row in content]),
             "prompts_over_limit": sum(tokens > limit for tokens in prompts),

@@ -20,6 +20,8 @@ HISTORY = "**Dialogue Records History**\n"
 """First line of every user message."""
 
 _FIRST_ENTRY = re.compile(r"1\. ")
+_ENTRY_BREAK = re.compile(r"\n(?=\d+\. Name: )")
+_ENTRY = re.compile(r"(\d+)\. Name: (.*?)\nDescription: (.*?)\nParameters: (\{.*\})", re.S)
 
 
 def fill(skeleton: str, tools: str) -> str:
@@ -65,6 +67,22 @@ def tool_list(skeleton: str, system: str) -> str | None:
     if not (system.startswith(head) and system.endswith(tail) and len(system) >= len(head) + len(tail)):
         return None
     return system[len(head) : len(system) - len(tail)]
+
+
+def read_tools(tools: str) -> list[tuple[str, str, dict[str, Any]]] | None:
+    """(name, description, parameters) of a rendered list of tools; None if rendering them does not give it back."""
+    found = []
+    for entry in _ENTRY_BREAK.split(tools):
+        match = _ENTRY.fullmatch(entry)
+        try:
+            parameters = json.loads(match[4]) if match else None
+        except ValueError:
+            parameters = None
+        if not isinstance(parameters, dict):
+            return None
+        found.append((match[2], match[3], parameters))
+    again = "\n".join(tool_text(number, *tool) for number, tool in enumerate(found, 1))
+    return found if again == tools else None
 
 
 def _shared_start(ordered: Sequence[str]) -> str:
