@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -394,7 +395,7 @@ def methods(
     from restool import algorithms
 
     chosen = [algorithms.get(method)] if method else list(algorithms.ALGORITHMS.values())
-    records = [algorithms.as_record(item) for item in chosen]
+    records = [asdict(item) | {"needs": sorted(item.needs)} for item in chosen]
     if as_json:
         print(json.dumps(records if method is None else records[0], indent=2))
     elif method:

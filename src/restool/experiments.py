@@ -6,9 +6,11 @@ outcome is ``results/<experiment>/plan.json``, which every later step reads. A r
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,7 @@ from restool.preparation import prepared_id
 from restool.settings import ExperimentSettings, MatrixSettings, RunSettings, validate
 
 PLAN_VERSION = 1
+Compose = Callable[[list[str]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -157,32 +160,24 @@ def _expand(experiment: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def _expand_matrix(
-    matrix: MatrixSettings, experiment: ExperimentSettings, overrides: list[str], compose: Any
-) -> Iterable[Any]:
+    matrix: MatrixSettings, experiment: ExperimentSettings, overrides: list[str], compose: Compose
+) -> Iterable[dict[str, Any]]:
+    """The runs of one matrix, each behind the run that it starts from (which may come more than once)."""
     shared = [*matrix.overrides, *overrides]
     not_method = [o for o in shared if not o.lstrip("+~").startswith("method.")]  # those are meant for RL methods
-    for model in matrix.models:
-        for method in matrix.methods:
-            for schedule in matrix.schedules:
-                for seed in matrix.seeds:
-                    base = [f"model={model}", f"method={method}", f"schedule={schedule}", f"seed={seed}"]
-                    run = validate(compose([*base, *shared]))
-                    kind = algorithms.get(run.method.algorithm).kind
-                    if kind != "rl":
-                        base = [f"model={model}", f"method={method}", "schedule=none", f"seed={seed}"]
-                        run = validate(compose([*base, *not_method]))
-                    parent = None
-                    if kind == "rl" and run.method.start == "sft":
-                        start = [
-                            f"model={model}",
-                            "method=sft",
-                            "schedule=none",
-                            f"seed={experiment.sft_seed}",
-                        ]
-                        sft = _planned(validate(compose([*start, *not_method])), None)
-                        parent = sft["id"]
-                        yield sft
-                    yield _planned(run, parent)
+    for model, method, schedule in itertools.product(matrix.models, matrix.methods, matrix.schedules):
+        run = validate(compose([f"model={model}", f"method={method}", f"schedule={schedule}", *shared]))
+        kind = algorithms.get(run.method.algorithm).kind
+        if kind != "rl":
+            run = validate(compose([f"model={model}", f"method={method}", "schedule=none", *not_method]))
+        parent = None
+        if kind == "rl" and run.method.start == "sft":
+            sft = validate(compose([f"model={model}", "method=sft", "schedule=none", *not_method]))
+            planned = _planned(sft.model_copy(update={"seed": experiment.sft_seed}), None)
+            parent = planned["id"]
+            yield planned
+        for seed in matrix.seeds if kind != "none" else matrix.seeds[:1]:  # nothing random in an untrained model
+            yield _planned(run.model_copy(update={"seed": seed}), parent)
 
 
 def _planned(settings: RunSettings, parent: str | None) -> dict[str, Any]:
@@ -254,13 +249,14 @@ class _hydra:
         self._context = initialize_config_dir(str(configs_directory()), version_base=None)
         self._context.__enter__()
 
-        def composed(overrides: list[str]) -> dict[str, Any]:
+        @functools.cache  # a composition takes some 50 ms, and the runs of a matrix share many
+        def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
             try:
-                return OmegaConf.to_container(compose("config", overrides), resolve=True, throw_on_missing=True)
+                return OmegaConf.to_container(compose("config", list(overrides)), resolve=True, throw_on_missing=True)
             except (HydraException, OmegaConfBaseException, ValueError) as error:
-                raise ConfigurationError(_one_line(error, overrides)) from None
+                raise ConfigurationError(_one_line(error, list(overrides))) from None
 
-        return composed
+        return lambda overrides: composed(tuple(overrides))
 
     def __exit__(self, *details: Any) -> None:
         self._context.__exit__(*details)

@@ -111,7 +111,6 @@ def open_run(
                     "choose another folder, delete it, or pass --replace to set it aside"
                 )
             _supersede(run.path, frozen)
-            run = RunDirectory(run.path)  # the old object remembers the old settings
     if not config.exists():
         _revive(run.path, identity)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -120,7 +119,7 @@ def open_run(
     content = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
     if not config.exists() or config.read_text() != content:  # e.g. only evaluation settings differ
         files.write_text(config, content)
-    return run
+    return RunDirectory(run.path)  # reads what is frozen now
 
 
 def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
