@@ -1,13 +1,13 @@
 """The registry: every training method is a named composition of core functions.
 
 A record names a token-weight scheme, an advantage, a surrogate and an aggregate; a trainer looks the functions up with
-`weight_scheme`, `advantage`, `surrogate` and `aggregate` and runs them in one loop. Values (clip widths, alphas) are chosen
-in ``configs/method``; a record only says how things are put together, where that comes from and what it needs.
+`weight_scheme`, `advantage`, `surrogate` and `aggregate` and runs them in one loop. Values (clip widths, alphas) are
+chosen in ``configs/method``; a record only says how things are put together, where that comes from and what it needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -262,13 +262,20 @@ def get(id: str) -> Algorithm:
     return ALGORITHMS[id]
 
 
-def check(algorithm: Algorithm | str, offers: Iterable[str]) -> None:
-    """Raise ConfigurationError if the algorithm needs what is not offered, saying what and how to provide it."""
+def check(algorithm: Algorithm | str, offers: Iterable[str], weights: Mapping[str, object] | None = None) -> None:
+    """Raise ConfigurationError if the algorithm needs what is not offered, saying what and how to provide it.
+
+    ``weights``: the method's arguments of the token-weight scheme; None: not checked (checking them imports torch).
+    """
     record = get(algorithm) if isinstance(algorithm, str) else algorithm
     missing = sorted(record.needs - set(offers))
     if missing:
         ways = "; ".join(f"'{need}': {NEEDS[need]}" for need in missing)
         raise ConfigurationError(f"{record.id} needs what is not offered here - {ways}")
+    if weights is not None:
+        from restool.core.weights import check_arguments
+
+        check_arguments(record.weights, weights)
 
 
 def weight_scheme(record: Algorithm) -> Callable[..., object]:

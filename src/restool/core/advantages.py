@@ -23,13 +23,13 @@ def group_norm(reward_B: Tensor, group_B: Tensor) -> Tensor:
     centred_B = shifted_B - mean_B
     square_G = torch.zeros(groups, dtype=torch.float64).index_add_(0, group_B, centred_B.square())
     std_B = (square_G[group_B] / (count_B - 1).clamp(min=1)).sqrt()
-    return torch.where(count_B > 1, centred_B / (std_B + EPSILON), reward_B.double().cpu()).float()
+    return torch.where(count_B > 1, centred_B / (std_B + EPSILON), reward_B.double().cpu()).float().to(reward_B.device)
 
 
 def group_center(reward_B: Tensor, group_B: Tensor) -> Tensor:
     """Dr.GRPO: ``r - mean`` within groups, without the standard deviation; (B,) -> (B,) float32."""
     shifted_B, mean_B, count_B, _, _ = _group_means(reward_B, group_B)
-    return torch.where(count_B > 1, shifted_B - mean_B, reward_B.double().cpu()).float()
+    return torch.where(count_B > 1, shifted_B - mean_B, reward_B.double().cpu()).float().to(reward_B.device)
 
 
 def _group_means(reward_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:

@@ -1,7 +1,7 @@
 """Loss per token -> one number. All take ``(loss_BT, mask_BT, weight_BT)`` and give a scalar; empty batches give 0.
 
-Where a normaliser depends on the micro-batch (`token_mean`, `weighted_token_mean`), a mini-batch's loss is the sum over its
-micro-batches of their values times their share of the sequences, as in the released trainer.
+Where a normaliser depends on the micro-batch (`token_mean`, `weighted_token_mean`), a mini-batch's loss is the sum over
+its micro-batches of their values times their share of the sequences, as in the released trainer.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The walk is one pass over the tags, so text of any size costs linear time. What it takes for structure:
 - A block runs from its opening tag to the first closing tag of its kind; tags of another kind in between are content
   (a `<tool_call>` that is merely mentioned while thinking is thought, which the released patterns get wrong).
-- A block that is never closed (cut off answers) runs to the next opening tag, to a stop token or to the end of the text.
+- A block that is never closed (cut off answers) runs to the next opening tag, to a stop token or to the end.
 - Text before a `</think>` that nothing opened is thought: thinking chat templates write `<think>` into the prompt.
 - A tool call is a JSON object of a `<tool_call>` block, on one line or pretty-printed; in malformed JSON the calls are
   found as far as their braces and keys allow, and a line that starts with `{` begins a new one.
@@ -113,15 +113,18 @@ def _blocks(text: str, end: int) -> tuple[list[Block], list[Span]]:
                 stray.append(span)
             continue
         is_closed = last_close.get(kind, -1) >= index
-        while index < len(tags) and not (
-            tags[index][0] == kind and not tags[index][1] if is_closed else tags[index][1]
-        ):
+        while index < len(tags) and not _ends(tags[index], kind, is_closed):
             index += 1
         content_end = tags[index][2].start if index < len(tags) else end
         closing = tags[index][2] if is_closed else None
         blocks.append(Block(kind, span, Span(span.end, content_end), closing))
         index += is_closed
     return blocks, stray
+
+
+def _ends(tag: tuple[str, bool, Span], kind: str, is_closed: bool) -> bool:
+    """Whether a tag ends a block: its closing tag, or, where none follows, any opening tag."""
+    return (tag[0] == kind and not tag[1]) if is_closed else tag[1]
 
 
 def find_calls(text: str, content: Span) -> list[Call]:

@@ -1,8 +1,8 @@
 """Which part of an answer every sampled token belongs to.
 
-A token may straddle a border (`"get` holds a quote and the beginning of a name). It belongs to the most specific region
-that any of its characters lies in: NAME before ARGUMENTS before FORMAT before THINK before RESPONSE before OTHER. So the
-token that begins a name, which decides it, is never counted as the glue before it.
+A token may straddle a border (`"get` holds a quote and the beginning of a name). It belongs to the most specific
+region that any of its characters lies in: NAME before ARGUMENTS before FORMAT before THINK before RESPONSE before
+OTHER. So the token that begins a name, which decides it, is never counted as the glue before it.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ What they do, and what it costs (each is a fault that `weights.fixed` does not h
 - stop tokens, response text and JSON glue weigh 0.
 
 Deviations from the released code:
-1. Token positions come from the offsets of the sampled ids, found by bisection; the released code tokenises the whole text
-   again for every span, which may give other tokens than those that were sampled.
+1. Token positions come from the offsets of the sampled ids, found by bisection; the released code tokenises the whole
+   text again for every span, which may give other tokens than those that were sampled.
 2. Where it raises, this does not. No token begins at or behind a span (its StopIteration): the span is skipped. A span
    reaches beyond the answer's last position (its RuntimeError): the part inside is weighted. Both are counted.
 """
@@ -31,7 +31,6 @@ from restool.core import spans
 NAME, TAG = 1.2, 1.0
 BASE, SLOPE = 0.6, 0.002  # think and arguments: BASE + SLOPE * step, up to their caps
 THINK_CAP, ARGUMENTS_CAP = 1.0, 1.2
-W_MIN, W_MAX = 0.001, 8.0  # never reached with these constants
 
 _TAGS = re.compile(r"<(/?)(think|response|tool_call|toolcall)>")
 _NAME = re.compile(r'"name"\s*+:\s*+"([^"]++)"')
@@ -125,8 +124,8 @@ def weighted_spans(text: str) -> list[tuple[str, int, int]]:
 def _pairs(tags: list[tuple[str, bool, int, int]], kinds: tuple[str, ...]) -> list[tuple[int, int, int, int]]:
     """Matches of the lazy pattern opening-content-closing: an opening tag and the next closing one.
 
-    (start of the opening tag, its end, start of the closing tag, its end); one pass, where the pattern itself would read
-    the rest of the text again for every opening tag that nothing closes.
+    (start of the opening tag, its end, start of the closing tag, its end); one pass, where the pattern itself would
+    read the rest of the text again for every opening tag that nothing closes.
     """
     pairs = []
     opened: tuple[int, int] | None = None

@@ -1,23 +1,24 @@
 """Rule-based reward: does an answer have the right format, and are its tool calls the right ones?
 
 Two published format checks (ToolRL's strict layout; ResT's, which asks for the order of the tags only) share one
-correctness score and eight switches, named as the released code's environment variables. Scores equal the released code's
-(`tests/golden/reward.json`). Presets:
+correctness score and eight switches, named as the released code's environment variables. Scores equal the released
+code's (`tests/golden/reward.json`). Presets:
 
 - ``rest``: ResT's check, reward scheduled over training (SCHEDULEREWARD): the released run;
 - ``rest_unscheduled``: ResT's check, format in [0, 1] and correctness in [-3, 3];
 - ``toolrl``: ToolRL's check, unscheduled; the length score counts (ResT computes it and never adds it).
 
-Kept as released, because scores must compare: a label without a tool call has correctness 0 whatever is answered, calls
-are greedily matched in label order, ``3 == 3.0`` and ``True == 1`` count as equal values, a call with the key ``arguments``
-instead of ``parameters`` scores the minimum, and NaN or Infinity are read as numbers (Python's JSON does).
+Kept as released, because scores must compare: a label without a tool call has correctness 0 whatever is answered,
+calls are greedily matched in label order, ``3 == 3.0`` and ``True == 1`` count as equal values, a call with the key
+``arguments`` instead of ``parameters`` scores the minimum, and NaN or Infinity are read as numbers (as Python's JSON
+does), which no label equals.
 
-Deviations from the released code: a label that cannot be read raises DataError instead of a bare exception; switches are
-arguments, not environment variables; the answer is taken from chat markup by Qwen's markers only (the Llama markers never
-occur in the text that restool scores).
+Deviations from the released code: a label that cannot be read raises DataError instead of a bare exception; switches
+are arguments, not environment variables; the answer is taken from chat markup by Qwen's markers only (the Llama markers
+never occur in the text that restool scores).
 
-Nothing that a model can write raises: deep nesting, huge numbers, lone surrogates and garbage score the minimum, in time
-linear in the length of the answer.
+Nothing that a model can write raises: deep nesting, huge numbers, lone surrogates and garbage score the minimum, in
+time linear in the length of the answer.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from restool.core.errors import ConfigurationError, DataError, nearest
@@ -158,7 +160,7 @@ def _ordered_format(text: str, has_call: bool, has_response: bool) -> bool:
     if not has_response and ("<response>" in text or "</response>" in text):
         return False
     positions = [text.find(tag) for tag in (*_TAGS[:2], *single)]
-    return positions[0] >= 0 and all(a < b for a, b in zip(positions, positions[1:], strict=False))
+    return positions[0] >= 0 and all(a < b for a, b in pairwise(positions))
 
 
 def _strict_format(text: str, has_call: bool, has_response: bool) -> bool:

@@ -1,7 +1,7 @@
 """Character spans -> token positions for whole batches, from the offsets of the sampled ids.
 
-All answers are laid end to end, so that one `searchsorted` places every span of every answer. Nothing is tokenised again:
-re-tokenised text need not give back the ids that were sampled, and it is the slowest part of the released code.
+All answers are laid end to end, so that one `searchsorted` places every span of every answer. Nothing is tokenised
+again: re-tokenised text need not give back the ids that were sampled, and it is the slowest part of the released code.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def token_entropy(logits_BTV: Tensor) -> Tensor:
 def value_loss(
     value_BT: Tensor, old_value_BT: Tensor, return_BT: Tensor, mask_BT: Tensor, *, clip: float = 0.5
 ) -> Tensor:
-    """PPO's clipped critic loss: half the mean over tokens of the worse of the two squared errors (released clip 0.5)."""
+    """PPO's clipped critic loss: half the mean over tokens of the worse squared error (released clip 0.5)."""
     clipped_BT = old_value_BT + (value_BT - old_value_BT).clamp(-clip, clip)
     worse_BT = torch.maximum((value_BT - return_BT).square(), (clipped_BT - return_BT).square())
     return 0.5 * (worse_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1)
