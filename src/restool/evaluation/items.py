@@ -73,6 +73,10 @@ def check_ids(source: Path, found: list[str], wanted: list[str], *, allow_missin
         raise EvaluationError(f"{source}: answers do not fit the benchmark: {'; '.join(told)}{hint}")
 
 
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
 def not_run(out: Path, benchmark: str, reason: str) -> dict[str, Any]:
     """The summary of a benchmark that could not be run: says so, and has no numbers."""
     summary = {
