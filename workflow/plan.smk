@@ -95,10 +95,8 @@ def summaries():
 def source_hash(*parts):
     """Changes with the code of these parts of the package: for cheap steps, which must follow their code."""
     root = Path(files.__file__).parent
-    found = {
-        path for part in parts for path in [root / part, *(root / part).rglob("*")] if path.suffix == ".py"
-    }
-    return files.content_hash([(str(path.relative_to(root)), files.sha256(path)) for path in sorted(found)])
+    found = sorted(path for path in root.rglob("*.py") if path.relative_to(root).parts[0] in parts)
+    return files.content_hash([(str(path.relative_to(root)), files.sha256(path)) for path in found])
 
 
 # --- what a job asks of the scheduler; memory and time grow with the attempt

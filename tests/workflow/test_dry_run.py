@@ -1,0 +1,144 @@
+"""What Snakemake would do, through its own command line."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+
+def jobs(output: str) -> dict[str, int]:
+    """The table of jobs that a dry run prints."""
+    table = output.split("Job stats:")[1].split("total")[0]
+    return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)}
+
+
+def job_messages(output: str) -> set[str]:
+    return set(re.findall(r"^Job \d+: (.*)$", output, re.MULTILINE))
+
+
+def test_bare_call_plans_the_default_experiment_with_the_default_profile(clone):
+    done = clone.snakemake("-n")
+    assert done.status == 0, done.output
+    assert "profiles/default" in done.output
+    planned = jobs(done.output)
+    plan = json.loads((clone.path / "results/quick/plan.json").read_text())
+    assert planned["train"] == len(plan["runs"]) == 13
+    assert planned["evaluate_bfcl_synthetic"] == 13
+    assert planned["prepare"] == planned["variance"] == planned["report"] == planned["track"] == 1
+
+
+@pytest.mark.parametrize("experiment", ["rlla_tiny", "paper"])
+def test_other_experiments_expand_and_dry_run(clone, experiment):
+    done = clone.snakemake("-n", "--config", f"experiment={experiment}")
+    assert done.status == 0, done.output
+    plan = json.loads((clone.path / f"results/{experiment}/plan.json").read_text())
+    planned = jobs(done.output)
+    assert planned["train"] == len(plan["runs"]) > 0
+    evaluations = sum(count for name, count in planned.items() if name.startswith("evaluate"))
+    assert evaluations == sum(len(run["evaluations"]) for run in plan["runs"])
+
+
+def test_bare_profile_name_resolves_in_a_fresh_clone_with_an_empty_home(clone):
+    done = clone.snakemake("--profile", "slurm", "-n")
+    assert done.status == 0, done.output
+    assert "Using profiles slurm and workflow specific profile profiles/default" in done.output
+    assert list(clone.home.iterdir()) in ([], [clone.home / ".cache"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["experiment=qick"], "unknown experiment 'qick' (did you mean 'quick'?); there are: "),
+        (["experimnt=quick"], "unknown key 'experimnt' (did you mean 'experiment'?)"),
+        (["experiment=5"], "key 'experiment': "),
+        (["overrides=[training.rl.stpes=5]"], "did you mean 'training.rl.steps'?"),
+        (["overrides=[training.rl.steps=many]"], "key 'training.rl.steps': "),
+        (["overrides=[method=rest_fixd]"], "unknown method 'rest_fixd' (did you mean 'rest_fixed'?)"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_one_line_before_any_job(clone, arguments, expected):
+    done = clone.snakemake("-n", "--config", *arguments)
+    lines = [line for line in done.output.splitlines() if not line.startswith("Using workflow specific profile")]
+    assert done.status == 2
+    assert len(lines) == 1, done.output
+    assert lines[0].startswith("restool: ")
+    assert expected in lines[0]
+    assert not (clone.path / "results/quick/runs").exists()
+
+
+def test_an_unknown_key_in_a_configuration_file_is_named(clone):
+    with (clone.path / "configs/method/rest_fixed.yaml").open("a") as file:
+        file.write("\nclip_hgih: 0.3\n")
+    done = clone.snakemake("-n")
+    assert done.status == 2
+    assert "method.clip_hgih" in done.output
+    assert "clip_high" in done.output
+
+
+def test_only_edited_methods_run_again_and_reverting_runs_nothing(clone):
+    outputs = pretend_everything_is_done(clone)
+    assert len(outputs) > 50
+    assert "Nothing to be done" in clone.snakemake("-n").output
+
+    method = clone.path / "configs/method/rest_fixed.yaml"
+    before = method.read_text()
+    method.write_text(before + "\nclip_low: 0.11\n")
+    planned = job_messages(clone.snakemake("-n").output)
+    touched = {m for m in planned if m.startswith(("Train", "Evaluate", "Score"))}
+    assert {m for m in touched if m.startswith("Train")} == {f"Train tiny-rest_fixed-fraction-s{s}" for s in range(3)}
+    assert all("rest_fixed" in m for m in touched)
+    assert {"Tables and figures", "Report", "Import into MLflow"} <= planned
+
+    method.write_text(before)
+    assert "Nothing to be done" in clone.snakemake("-n").output
+
+    clone.replace("configs/eval/tiny.yaml", "seed: 7", "seed: 8")
+    planned = job_messages(clone.snakemake("-n").output)
+    assert not any(m.startswith("Train") for m in planned)
+    assert sum(m.startswith("Evaluate") for m in planned) == 23
+    clone.replace("configs/eval/tiny.yaml", "seed: 8", "seed: 7")
+
+    more = clone.snakemake("-n", "--config", 'overrides=["experiment.matrix.seeds=[0,1,2,3]"]')
+    trained = {m for m in job_messages(more.output) if m.startswith("Train")}
+    assert len(trained) == 4
+    assert all(m.endswith("-s3") for m in trained)
+
+
+def pretend_everything_is_done(clone) -> list[str]:
+    """Put an empty file at every output and have Snakemake record it as made with the current parameters."""
+    summary = clone.snakemake("--summary")
+    outputs = [line.split("\t")[0] for line in summary.output.splitlines()[1:]]
+    for output in outputs:
+        clone.write(output, "{}\n")
+    touched = clone.snakemake("--touch")
+    assert touched.status == 0, touched.output
+    return outputs
+
+
+def test_lint_finds_nothing_but_the_known_exception(clone):
+    """Every rule runs in the one environment that Snakemake itself runs in, so none names its own."""
+    done = clone.call("snakemake", "--lint")
+    complaints = {line.strip() for line in done.output.splitlines() if line.strip().startswith("*")}
+    assert complaints <= {"* Specify a conda environment or container for each rule.:"}
+
+
+def test_slurm_site_file_names_partition_account_and_gpu(clone):
+    clone.write(
+        "workflow/profiles/slurm/site.yaml",
+        "account: lab\npartition: cpus\ngpu_partition: gpus\ngpu_model: h100\nmemory_factor: 2\n",
+    )
+    done = clone.snakemake("-n", "--quiet", "reason", "host", "--config", "experiment=paper", "--verbose")
+    assert done.status == 0, done.output
+    done = clone.snakemake("-n", "-p", "--config", "experiment=paper", "--no-hooks")
+    resources = [line for line in done.output.splitlines() if "resources:" in line]
+    assert any("gpu_model=h100" in line and "slurm_partition=gpus" in line for line in resources)
+
+
+def test_unknown_site_key_is_one_line(clone):
+    clone.write("workflow/profiles/slurm/site.yaml", "acount: lab\n")
+    done = clone.snakemake("-n")
+    assert done.status == 2
+    assert "acount" in done.output
+    assert "account" in done.output
