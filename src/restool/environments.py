@@ -83,7 +83,8 @@ def packages(name: str) -> dict[str, str]:
     """Installed versions of a built environment, read from its stamp."""
     python(name)
     rows = files.read_json(stamp(name))["packages"]
-    return dict(row.split("==", 1) for row in rows if "==" in row)
+    pairs = (row.split("==", 1) for row in rows if "==" in row)
+    return {name.lower().replace("_", "-"): version for name, version in pairs}
 
 
 def _install(name: str, target: Path) -> None:
