@@ -73,5 +73,5 @@ def region_ids_batch(texts: Sequence[str], offsets: Sequence[Tensor], width: int
     region_N = torch.zeros(len(line.start_N), dtype=torch.int8)
     for region in _PRECEDENCE:
         if placed[region][0]:
-            region_N[spans.cover(line, *placed[region])] = int(region)
+            region_N.masked_fill_(spans.cover(line, *placed[region]), int(region))
     return line.to_batch(region_N, width)

@@ -74,7 +74,7 @@ def raw_weights(texts: Sequence[str], offsets: Sequence[Tensor], width: int, ste
     for kind in _KINDS:
         if found[kind][0]:
             inside_N = _released_tokens(line, *found[kind], width, crashes_B)
-            raw_N[inside_N] = raw_N[inside_N].clamp(min=value[kind])
+            raw_N = torch.maximum(raw_N, inside_N.float() * value[kind])
     return RawWeights(line.to_batch(raw_N, width), crashes_B)
 
 

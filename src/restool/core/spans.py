@@ -52,6 +52,8 @@ def lay_out(texts: Sequence[str], offsets: Sequence[Tensor]) -> TokenLine:
     _check(texts, length_B, count_B, first_B, start_N, end_N)
     base_B = length_B.cumsum(0) - length_B
     base_N = torch.repeat_interleave(base_B, count_B)
+    # A token of no width holds later bytes of the character before it (see models.offsets): it shares that character.
+    start_N = start_N - ((start_N == end_N) & (start_N > 0)).long()
     return TokenLine(start_N + base_N, end_N + base_N, base_B, first_B, count_B)
 
 
@@ -86,9 +88,7 @@ def _check(
 def cover(line: TokenLine, rows: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> Tensor:
     """(N,) bool: tokens with at least one character in any of the spans; spans are (answer, start, end)."""
     low, high = span_characters(line, rows, starts, ends)
-    # A token of no width (one byte of a longer character) counts as touching the character it stands at.
-    touch_end_N = torch.maximum(line.end_N, line.start_N + 1)
-    first = torch.searchsorted(touch_end_N, low, right=True)
+    first = torch.searchsorted(line.end_N, low, right=True)
     behind = torch.searchsorted(line.start_N, high)
     row = torch.as_tensor(rows, dtype=torch.long)
     first = torch.maximum(first, line.first_B[row])
