@@ -21,6 +21,7 @@ REPOSITORY = "qiancheng0/ToolRL"
 COMMIT = "8cee13ec0ca72f0461da372a93a6fd8140dbb840"
 UPSTREAM = f"https://raw.githubusercontent.com/{REPOSITORY}/{COMMIT}"
 _TIMEOUT_S = 20
+_FIRST_WAIT_S = 0.5
 
 
 class Unreachable(DataError):
@@ -171,7 +172,7 @@ def _download(url: str, attempts: int) -> bytes:
     retrying = Retrying(
         retry=retry_if_exception(is_passing),
         stop=stop_after_attempt(attempts),
-        wait=wait_exponential(0.5, max=8),
+        wait=wait_exponential(_FIRST_WAIT_S, max=8),
         reraise=True,
     )
     return retrying(_read_url, url)

@@ -18,6 +18,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from restool.core.errors import ConfigurationError
@@ -123,6 +124,7 @@ class Task:
         return name, given
 
 
+@cache
 def tool_entry(number: int, tool: Tool) -> str:
     """A tool in the system prompt: the published form without descriptions."""
     parameters = {p.name: "int" if p.is_number else "str" for p in tool.parameters}
