@@ -60,7 +60,7 @@ class Sampler:
         """Read the model's weights again. `generate` does so itself at its start."""
         self._decoder.refresh()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self,
         prompts: list[list[int]],
@@ -101,6 +101,7 @@ class Sampler:
         if batch:
             yield batch
 
+    @torch.inference_mode()  # the output's buffers come from outside, so that training can use them
     def _answer(
         self,
         prompts: list[list[int]],
@@ -171,6 +172,10 @@ class _Output:
 def make_sampler(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, stop_ids: Iterable[int]) -> Sampler:
     """The fastest sampler for ``model``: the Qwen3 decoder of this package, else one on top of transformers."""
     from restool.models.sampling.generic import GenericDecoder
+    from restool.models.sampling.qwen3 import Qwen3Decoder, supports
 
-    decoder: Decoder = GenericDecoder(model, tokenizer.pad_token_id or 0)
+    if supports(model):
+        decoder: Decoder = Qwen3Decoder(model)
+    else:
+        decoder = GenericDecoder(model, tokenizer.pad_token_id or 0)
     return Sampler(decoder, stop_ids, model.config.vocab_size, model.device)
