@@ -216,6 +216,7 @@ def _evaluate(
     run: str | None,
     checkpoint: str | None,
     answers: Path | None,
+    allow_missing: bool,
     out: Path | None,
     overrides: list[str] | None,
     results: Path,
@@ -248,9 +249,13 @@ def _evaluate(
     elif benchmark == "bfcl-synthetic":
         summary = bfcl.evaluate_synthetic(target.parent / "held-out", prepared, target, report=report)
     elif benchmark == "api-bank":
-        summary = api_bank.evaluate(model, prepared, target, settings, answers=answers, report=report)
+        summary = api_bank.evaluate(
+            model, prepared, target, settings, answers=answers, allow_missing=allow_missing, report=report
+        )
     else:
-        summary = bfcl.evaluate(model, prepared, target, settings, answers=answers, report=report)
+        summary = bfcl.evaluate(
+            model, prepared, target, settings, answers=answers, allow_missing=allow_missing, report=report
+        )
     _print_summary(summary)
 
 
@@ -259,12 +264,13 @@ def _evaluation_command(benchmark: str, text: str) -> None:
         overrides: Overrides = None,
         checkpoint: Annotated[str | None, typer.Option(help="model folder, run folder or Hugging Face id")] = None,
         answers: Annotated[Path | None, typer.Option(help="answers that exist already")] = None,
+        allow_missing: Annotated[bool, typer.Option(help="count missing answers wrong instead of refusing")] = False,
         out: Annotated[Path | None, typer.Option(help="folder for answers, items and summary")] = None,
         plan: PlanOption = None,
         run: RunOption = None,
         results: ResultsOption = Path("results"),
     ) -> None:
-        _evaluate(benchmark, plan, run, checkpoint, answers, out, overrides, results)
+        _evaluate(benchmark, plan, run, checkpoint, answers, allow_missing, out, overrides, results)
 
     evaluate_app.command(name=benchmark, help=text)(command)
 
