@@ -85,7 +85,9 @@ class DataSettings(Settings):
     synthetic: SyntheticSettings | None = None
     mirror: str | None = Field(None, description="folder tried before the network; RESTOOL_MIRROR if null")
     max_prompt_tokens: int = Field(gt=0)
-    overlong: Literal["drop", "truncate_left"]
+    overlong: Literal["drop"] = Field(
+        description="RL prompts over the limit are dropped and counted; the released code cuts off their beginning"
+    )
     optional_benchmarks: bool = Field(
         False, description="go on without API-Bank and BFCL prompts when neither mirror nor network has them"
     )

@@ -104,9 +104,7 @@ def test_api_bank_has_its_597_samples_with_one_gold_call_each(fetcher, tmp_path)
 
     path = tmp_path / "level-2-api_processed.json"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(
-        DataError, match=r"level-2.*truncated or altered: expected git blob id 630e"
-    ):
+    with pytest.raises(DataError, match=r"level-2.*truncated or altered: expected git blob id 630e"):
         api_bank.load_samples(tmp_path)
 
 
