@@ -146,4 +146,4 @@ def closing_lines():
     programs = Path(sys.executable).parent
     return f"""
 report: {REPORT} (open it in a browser)
-MLflow: {programs}/mlflow ui --backend-store-uri sqlite:///results/mlflow.db   then open http://127.0.0.1:5000"""
+MLflow: {os.path.relpath(programs)}/mlflow ui --backend-store-uri sqlite:///results/mlflow.db   then open http://127.0.0.1:5000"""

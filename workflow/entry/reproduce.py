@@ -143,7 +143,7 @@ def _where(programs: Path, experiment: str) -> str:
     store = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///results/mlflow.db")
     return (
         f"\nreport: results/{experiment}/report.html (open it in a browser)\n"
-        f"MLflow: {programs.relative_to(ROOT)}/mlflow ui --backend-store-uri {shlex.quote(store)}"
+        f"MLflow: {os.path.relpath(programs)}/mlflow ui --backend-store-uri {shlex.quote(store)}"
         "   then open http://127.0.0.1:5000"
     )
 
