@@ -1,6 +1,5 @@
 """A copy of the repository's workflow files in an empty folder, as a new user has them: the fixture `clone`."""
 
-
 from __future__ import annotations
 
 import os

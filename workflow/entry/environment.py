@@ -106,9 +106,7 @@ def _install(target: str) -> None:
 def _uv_environment() -> dict[str, str]:
     """uv does not read pip's configuration; tell it where pip would look."""
     environment = dict(os.environ)
-    listed = subprocess.run(
-        [str(BIN / "python"), "-m", "pip", "config", "list"], capture_output=True, text=True
-    ).stdout
+    listed = subprocess.run([str(BIN / "python"), "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
     for name, variable, separator in [
         ("find-links", "UV_FIND_LINKS", ","),
         ("extra-index-url", "UV_INDEX", " "),
@@ -143,4 +141,3 @@ def _last_step() -> str:
     lines = LOG.read_text(errors="replace").splitlines()
     steps = [line.strip() for line in lines if line.startswith(("Collecting", "Installing", "Building", " + "))]
     return steps[-1][:100] if steps else "starting"
-

@@ -7,6 +7,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import getpass
 import json
@@ -31,9 +32,9 @@ def acquire(path: Path, command: str) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
     holder = _read(descriptor)
-    if not _try(descriptor):
-        if not holder or holder.get("host") != socket.gethostname() or _alive(holder.get("pid")):
-            raise Occupied(_describe(holder))
+    is_killed = holder.get("host") == socket.gethostname() and not _alive(holder.get("pid"))
+    if not _try(descriptor) and not is_killed:
+        raise Occupied(_describe(holder))
     end_leftovers(holder)
     if not _wait(descriptor):
         raise Occupied(_describe(_read(descriptor)))
@@ -60,7 +61,7 @@ def end_leftovers(holder: dict[str, Any]) -> list[int]:
         print(f"Stopping {len(found)} process(es) that an earlier, killed call left running.", flush=True)
     for kind in (signal.SIGTERM, signal.SIGKILL):
         for pid in found:
-            _send(pid, kind)
+            send(pid, kind)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while found and time.monotonic() < deadline:
             found = [pid for pid in found if _alive(pid)]
@@ -147,8 +148,6 @@ def _alive(pid: int | None) -> bool:
         return True
 
 
-def _send(pid: int, kind: signal.Signals) -> None:
-    try:
+def send(pid: int, kind: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, kind)
-    except (ProcessLookupError, PermissionError):
-        pass

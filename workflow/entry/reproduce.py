@@ -91,7 +91,7 @@ def _call(command: list[str], held: int) -> int:
             process.send_signal(signal.SIGINT)
             for pid in lock.processes_of(os.environ[lock.VARIABLE]):
                 if pid != process.pid:
-                    lock._send(pid, signal.SIGTERM)
+                    lock.send(pid, signal.SIGTERM)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)

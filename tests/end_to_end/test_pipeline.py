@@ -1,0 +1,141 @@
+"""The whole path at a size that takes a minute, through the commands that a user types."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.end_to_end
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNS = ["tiny-sft-none-s0", *(f"tiny-{m}-fraction-s{s}" for m in ("grpo", "rest_fixed") for s in (0, 1))]
+CLOCKS = ("timestamp", "time/", "throughput/")  # what may differ between two equal runs
+
+
+def metrics(clone, run: str) -> list[dict]:
+    path = clone.path / "results/test/runs" / run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in rows]
+
+
+def test_one_command_leads_to_a_report(finished_clone):
+    results = finished_clone.path / "results/test"
+    report = (results / "report.html").read_text()
+    assert "<html" in report
+    assert 'src="http' not in report, "the report must open offline"
+    assert "test of the pipeline" in report
+    for run in RUNS:
+        assert (results / "runs" / run / "done.json").exists()
+        for benchmark in ("held-out", "bfcl-synthetic"):
+            summary = json.loads((results / "runs" / run / "eval" / benchmark / "summary.json").read_text())
+            assert summary["complete"], (run, benchmark, summary)
+    assert json.loads((results / "analysis/variance.json").read_text())
+    assert list((results / "analysis/figures").glob("*.svg"))
+    output = (finished_clone.path / "output.txt").read_text()
+    assert "report: results/test/report.html" in output
+    assert "mlflow ui --backend-store-uri sqlite:///results/mlflow.db" in output
+
+
+def test_mlflow_holds_one_parent_and_one_child_a_run(finished_clone):
+    database = sqlite3.connect(finished_clone.path / "results/mlflow.db")
+    count = (
+        "select count(*) from runs where run_uuid {} in (select run_uuid from tags where key = 'mlflow.parentRunId')"
+    )
+    assert database.execute(count.format("")).fetchone() == (len(RUNS),)
+    assert database.execute(count.format("not")).fetchone() == (1,)
+    assert database.execute("select count(*) from metrics").fetchone()[0] > 100
+
+
+def test_second_call_has_nothing_to_do_and_still_says_where_the_report_is(finished_clone):
+    stamps = {path: path.stat().st_mtime_ns for path in (finished_clone.path / "results/test/runs").rglob("*")}
+    started = time.monotonic()
+    done = finished_clone.call(*finished_clone.reproduce("test"))
+    assert done.status == 0, done.output
+    assert "Nothing to be done" in done.output
+    assert "report: results/test/report.html" in done.output
+    assert time.monotonic() - started < 30
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_killed_in_the_middle_the_same_command_resumes_and_ends_the_same(finished_clone, clone):
+    """kill -9 of the wrapper, of Snakemake and of a training job, at three different places."""
+    shutil.copytree(finished_clone.path / "results/prepared", clone.path / "results/prepared")
+    command = clone.reproduce("test")
+
+    kill_when(clone, command, lambda: has_lines(clone, RUNS[0], 5), everything=True)
+    assert not (clone.path / "results/test/runs" / RUNS[0] / "done.json").exists()
+
+    kill_when(clone, command, lambda: any(has_lines(clone, run, 2) for run in RUNS[1:]), everything=False)
+
+    done = clone.call(*command, timeout=500)
+    assert done.status == 0, done.output
+    for run in RUNS:
+        assert metrics(clone, run) == metrics(finished_clone, run), run
+        ours, theirs = (
+            c.path / "results/test/runs" / run / "eval/held-out/items.jsonl" for c in (clone, finished_clone)
+        )
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def kill_when(clone, command, condition, *, everything: bool) -> None:
+    """Start the command and send SIGKILL as soon as ``condition`` holds: to all its processes or to the first."""
+    process = clone.start(*command)
+    try:
+        deadline = time.monotonic() + 240
+        while not condition():
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline, "nothing happened"
+            time.sleep(0.02)
+    finally:
+        (os.killpg if everything else os.kill)(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def has_lines(clone, run: str, count: int) -> bool:
+    path = clone.path / "results/test/runs" / run / "metrics.jsonl"
+    return path.exists() and path.read_bytes().count(b"\n") >= count
+
+
+def test_interrupt_from_the_keyboard_stops_all_and_says_how_to_go_on(finished_clone, clone):
+    shutil.copytree(finished_clone.path / "results/prepared", clone.path / "results/prepared")
+    process = clone.start(*clone.reproduce("test"))
+    while not has_lines(clone, RUNS[0], 2):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert "The same command goes on from here." in output
+    assert not (clone.path / "results/test/runs" / RUNS[0] / "done.json").exists()
+
+
+def real_data() -> Path | None:
+    named = os.environ.get("RESTOOL_MIRROR")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    return folder if folder.is_dir() else None
+
+
+@pytest.mark.skipif(real_data() is None, reason="neither RESTOOL_MIRROR nor ../shared/data holds the real data")
+def test_real_rows_go_the_whole_way_to_api_bank(clone):
+    overrides = ["training=test", "training.sft.max_tokens=4096", "training.sft.steps=3", "training.rl.steps=2"]
+    overrides += ["training.rl.prompts=2", "training.rl.samples=2", "eval.api_bank.max_new_tokens=8"]
+    overrides += ["eval.held_out.max_new_tokens=8"]
+    config = f"overrides={json.dumps(overrides)}"
+    command = clone.reproduce("rlla_tiny", "--config", config)
+    done = clone.call(*command, timeout=500, RESTOOL_MIRROR=str(real_data()))
+    assert done.status == 0, done.output
+    summaries = list((clone.path / "results/rlla_tiny/runs").glob("*/eval/api-bank/summary.json"))
+    assert len(summaries) == 3
+    for path in summaries:
+        summary = json.loads(path.read_text())
+        assert summary["complete"], summary
+        assert sum(category["n"] for category in summary["categories"].values()) >= 597
+    assert (clone.path / "results/rlla_tiny/report.html").exists()
