@@ -1,1 +1,58 @@
+"""Training in plain torch, one process, on a CPU or one GPU: the readable backend.
 
+`rl` is the algorithm from sampled answer to weight update; `sft` imitates demonstrations; `packing` computes a
+prompt once for all its answers; `optimisation`, `checkpoints` and `session` are what both trainers share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from restool import algorithms
+from restool.runs import RunDirectory
+from restool.settings import RunSettings
+
+__all__ = ["offers", "train"]
+
+
+def train(
+    run: RunDirectory,
+    settings: RunSettings,
+    prepared: Path,
+    start: str | Path,
+    *,
+    report: Callable[[str], None],
+) -> None:
+    """Do what ``settings.method`` says, from the model folder (or Hugging Face id) ``start``; resumes if interrupted.
+
+    Leaves metrics.jsonl, rollouts.jsonl (RL), model/ and, last, done.json in the run directory. Raises a RestoolError
+    for a method whose needs are not met, a broken start model, missing data or a full disk.
+    """
+    record = algorithms.get(settings.method.algorithm)
+    algorithms.check(record, offers(settings, prepared))
+    if run.is_done:
+        report(f"{run.id} is finished already")
+        return
+    from restool.backends.local import rl, sft
+    from restool.backends.local.session import Session
+
+    session = Session.open(run, settings, start, report)
+    if record.kind == "none":
+        session.finish([])
+    elif record.kind == "sft":
+        sft.train(session, record, prepared)
+    else:
+        rl.train(session, record, prepared)
+
+
+def offers(settings: RunSettings, prepared: Path) -> set[str]:
+    """What this backend provides to methods under these settings and with this data (`algorithms.NEEDS`)."""
+    found = {"offsets", "entropy", "reference", "binary"}
+    if settings.training.rl.samples > 1:
+        found.add("groups")
+    if (prepared / "sft.parquet").exists():
+        found.add("demonstrations")
+    if settings.method.weights.get("beta"):
+        found.add("beta")
+    return found

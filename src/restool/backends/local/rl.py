@@ -1,0 +1,227 @@
+"""Reinforcement learning: sample, score, weigh, update. The whole algorithm is in this file, top to bottom.
+
+What is summed, clipped, normalised and weighted is the registry's composition (`restool.algorithms`) of functions in
+`restool.core`; this file only says in which order they run and on which data.
+
+Deviations from the released trainer:
+- The loss's normaliser is that of the mini-batch; the released one is that of a micro-batch, a matter of memory.
+- The sampler's log-probabilities are the old ones; the released code computes them again with the trainer.
+- Answers whose loss is zero for certain (no advantage, or no weight) are left out of the forward pass. They stay in
+  the normaliser and in the optimiser's count of updates, so nothing else changes.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from restool import algorithms
+from restool.algorithms import Algorithm
+from restool.backends.local import optimisation, rollouts
+from restool.backends.local.packing import Scored, TokenScorer
+from restool.backends.local.rollouts import Collector, Rollouts
+from restool.backends.local.session import Session, derived_seed
+from restool.core import advantages, surrogates
+from restool.core.errors import ConfigurationError
+from restool.files import JsonLinesWriter
+
+
+def train(session: Session, record: Algorithm, prepared: Path) -> None:
+    """Train on the prompts of ``prepared`` and finish the run."""
+    rl = session.settings.training.rl
+    if rl.minibatches > rl.prompts:
+        raise ConfigurationError(f"training.rl.minibatches={rl.minibatches} is more than prompts={rl.prompts}")
+    collector = Collector(session, prepared)
+    learner = Learner(session, record)
+    with JsonLinesWriter(session.run.rollouts_path) as shown:
+
+        def step(number: int) -> dict[str, float]:
+            clock = _Clock()
+            sampled = collector.sample(number)
+            clock.lap("sample")
+            answers = collector.score(sampled)
+            advantage_BT = learner.advantages(answers)
+            weight_BT = learner.weights(answers)
+            clock.lap("score")
+            statistics = learner.update(number, answers, advantage_BT, weight_BT)
+            clock.lap("update")
+            if number == 1 or number % rl.rollouts_every == 0:
+                shown.append(*rollouts.shown(number, answers, weight_BT, advantage_BT))
+            found = rollouts.metrics(answers, weight_BT) | statistics | clock.laps
+            return found | {"throughput/tokens_per_second": found["tokens"] / sum(clock.laps.values())}
+
+        metrics = session.steps(rl.steps, rl.checkpoint_every, learner.parts, step)
+    session.finish(metrics)
+
+
+class Learner:
+    """The policy's optimiser and everything that turns scored answers into updates."""
+
+    def __init__(self, session: Session, record: Algorithm):
+        self._session, self._record = session, record
+        self._method, self._rl = session.settings.method, session.settings.training.rl
+        self._policy = TokenScorer(session.model, temperature=self._rl.temperature)
+        self._optimiser = optimisation.Optimiser(
+            session.model,
+            learning_rate=self._rl.learning_rate,
+            betas=self._rl.betas,
+            weight_decay=self._rl.weight_decay,
+            gradient_clip=self._rl.gradient_clip,
+        )
+        self.parts = {"optimiser": self._optimiser}
+        self._reference: TokenScorer | None = None
+        if self._method.kl_coefficient > 0:  # a frozen copy of the model that training starts from
+            frozen = copy.deepcopy(session.model).requires_grad_(False)
+            self._reference = TokenScorer(frozen, temperature=self._rl.temperature, packed=self._policy.packed)
+
+    # --- from rewards to what each token's loss counts for ---------------------------------------------------
+
+    def advantages(self, answers: Rollouts) -> Tensor:
+        """(B, T): an answer's advantage on each of its tokens."""
+        batch = answers.batch
+        reward_B = batch.reward_B
+        if self._reference is not None and self._record.kl_in_reward:
+            reference_BT = self._reference_logprobs(answers)
+            reward_B = advantages.kl_in_reward(
+                reward_B, batch.logprob_BT, reference_BT, batch.mask_BT, self._method.kl_coefficient
+            )
+        return algorithms.advantage(self._record)(reward_B, batch.group_B)[:, None] * batch.mask_BT
+
+    def weights(self, answers: Rollouts) -> Tensor:
+        """(B, T): the method's token weights."""
+        return algorithms.weight_scheme(self._record)(answers.batch, **self._method.weights)
+
+    # --- from there to updates -----------------------------------------------------------------------------
+
+    def update(self, step: int, answers: Rollouts, advantage_BT: Tensor, weight_BT: Tensor) -> dict[str, float]:
+        """``epochs`` passes over the answers, each in ``minibatches`` updates of whole groups."""
+        factor = optimisation.linear_decay(step, self._rl.steps, self._rl.final_learning_rate)
+        reference_BT = None
+        if self._reference is not None and not self._record.kl_in_reward:
+            reference_BT = self._reference_logprobs(answers)
+        tally = _Tally()
+        for epoch in range(self._rl.epochs):
+            for group_M in self._minibatches(step, epoch, len(answers.prompts)):
+                in_batch_B = torch.isin(answers.batch.group_B, group_M)
+                tally.add(loss=self._accumulate(answers, in_batch_B, advantage_BT, weight_BT, reference_BT, tally))
+                tally.add(norm=self._optimiser.step(factor))
+        return {
+            "loss/policy": tally.mean("loss"),
+            "grad/norm": tally.mean("norm"),
+            "clip/fraction": tally.ratio("clipped", "tokens"),
+            "clip/dual": tally.ratio("dual", "tokens"),
+            "kl/old": tally.ratio("kl", "tokens"),
+            "learning_rate": self._rl.learning_rate * factor,
+        }
+
+    def _minibatches(self, step: int, epoch: int, groups: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(derived_seed(self._session.settings.seed, "minibatch", step, epoch))
+        return list(torch.randperm(groups, generator=generator).tensor_split(self._rl.minibatches))
+
+    def _accumulate(
+        self,
+        answers: Rollouts,
+        in_batch_B: Tensor,
+        advantage_BT: Tensor,
+        weight_BT: Tensor,
+        reference_BT: Tensor | None,
+        tally: _Tally,
+    ) -> float:
+        """Add the gradient of one mini-batch's loss; returns the loss."""
+        share_BT = torch.zeros_like(weight_BT)
+        share_BT[in_batch_B] = optimisation.gradient(
+            algorithms.aggregate(self._record),
+            answers.batch.mask_BT[in_batch_B],
+            weight_BT[in_batch_B],
+            length=self._rl.max_new_tokens,
+        )
+        bonus = self._method.entropy_coefficient
+        always = bonus != 0 or reference_BT is not None  # then every answer has a gradient
+        keep_B = in_batch_B & (always | (share_BT * advantage_BT).any(1))
+        total = 0.0
+        for trees in self._policy.micro_batches(answers.trees(keep_B), self._rl.micro_tokens):
+            scored = self._policy(trees, entropy=bonus != 0)
+            loss_BT = self._loss(scored, answers, advantage_BT, reference_BT, tally)
+            loss = (loss_BT * _rows(share_BT, scored)).sum()
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def _loss(
+        self, scored: Scored, answers: Rollouts, advantage_BT: Tensor, reference_BT: Tensor | None, tally: _Tally
+    ) -> Tensor:
+        """(b, t) loss of the scored answers' tokens."""
+        assert answers.batch.logprob_BT is not None
+        mask_BT = _rows(answers.batch.mask_BT, scored)
+        loss_BT, statistics = algorithms.surrogate(self._record)(
+            scored.logprob_BT,
+            _rows(answers.batch.logprob_BT, scored),
+            _rows(advantage_BT, scored),
+            low=self._method.clip_low,
+            high=self._method.clip_high,
+            dual=self._method.clip_dual,
+            mask_BT=mask_BT,
+        )
+        if scored.entropy_BT is not None:
+            loss_BT = loss_BT - self._method.entropy_coefficient * scored.entropy_BT
+        if reference_BT is not None:
+            penalty_BT = surrogates.kl_penalty(scored.logprob_BT, _rows(reference_BT, scored))
+            loss_BT = loss_BT + self._method.kl_coefficient * penalty_BT
+        tally.add(
+            tokens=float(mask_BT.sum()),
+            clipped=float((statistics["clip_fraction_BT"] * mask_BT).sum()),
+            dual=float((statistics["dual_clip_fraction_BT"] * mask_BT).sum()),
+            kl=float((statistics["kl_BT"] * mask_BT).sum()),
+        )
+        return loss_BT
+
+    @torch.no_grad()
+    def _reference_logprobs(self, answers: Rollouts) -> Tensor:
+        assert self._reference is not None
+        found_BT = torch.zeros(answers.batch.mask_BT.shape)
+        every_B = torch.ones(len(answers.batch), dtype=torch.bool)
+        for trees in self._reference.micro_batches(answers.trees(every_B), self._rl.micro_tokens):
+            scored = self._reference(trees)
+            found_BT[scored.rows_B, : scored.logprob_BT.shape[1]] = scored.logprob_BT.cpu()
+        return found_BT
+
+
+def _rows(value_BT: Tensor, scored: Scored) -> Tensor:
+    """The rows of ``value_BT`` that were scored, cut to their width, where the scores are."""
+    return value_BT[scored.rows_B, : scored.logprob_BT.shape[1]].to(scored.logprob_BT.device)
+
+
+class _Tally:
+    """Sums and counts over a step's mini-batches."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, **values: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def mean(self, name: str) -> float:
+        return self._sums.get(name, 0.0) / max(self._counts.get(name, 0), 1)
+
+    def ratio(self, name: str, of: str) -> float:
+        return self._sums.get(name, 0.0) / max(self._sums.get(of, 0.0), 1.0)
+
+
+class _Clock:
+    """Wall seconds of the stages of a step."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[f"time/{name}"] = now - self._last
+        self._last = now

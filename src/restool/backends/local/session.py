@@ -1,0 +1,147 @@
+"""One training process on one run directory: the loaded model, the log, the checkpoints, the end."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from restool.backends.local import checkpoints
+from restool.files import JsonLinesWriter
+from restool.models import loading
+from restool.runs import RunDirectory
+from restool.settings import RunSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+Report = Callable[[str], None]
+_LINES = 20  # progress lines of a whole run
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+@dataclass
+class Session:
+    """What SFT and RL share. ``spent`` adds up over interruptions: what a killed process did behind its last
+    checkpoint is not in it."""
+
+    run: RunDirectory
+    settings: RunSettings
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    report: Report
+    spent: dict[str, float] = field(default_factory=lambda: {"cpu_seconds": 0.0, "wall_seconds": 0.0, "tokens": 0})
+
+    @classmethod
+    def open(cls, run: RunDirectory, settings: RunSettings, start: str | Path, report: Report) -> Session:
+        torch.set_num_threads(settings.backend.threads)
+        device = loading.resolve_device(settings.backend.device)
+        revision = None if Path(start).is_dir() else settings.model.revision
+        model, tokenizer = loading.load(start, dtype=settings.model.dtype, device=device, revision=revision)
+        return cls(run, settings, model, tokenizer, report)
+
+    def steps(
+        self, total: int, checkpoint_every: int, parts: dict[str, Stateful], do: Callable[[int], dict[str, float]]
+    ) -> list[dict[str, Any]]:
+        """Run ``do(step)`` for the steps 1 to ``total`` that no checkpoint holds, log what it returns and save.
+
+        ``do`` returns the metrics of its step; ``tokens`` among them is added up. ``parts`` are what a checkpoint
+        holds besides the model. Returns the metrics of all steps.
+        """
+        begin = self._restore(parts)
+        progress = _Progress(self.report, begin, total)
+        with JsonLinesWriter(self.run.metrics_path) as log:
+            for step in range(begin + 1, total + 1):
+                cpu, wall = time.process_time(), time.perf_counter()
+                metrics = {"step": step, "timestamp": time.time(), **do(step)}
+                self.spent["tokens"] += metrics.get("tokens", 0)
+                self.spent["cpu_seconds"] += time.process_time() - cpu
+                self.spent["wall_seconds"] += time.perf_counter() - wall
+                log.append({name: value for name, value in metrics.items() if _is_number(value)})
+                if step % checkpoint_every == 0 or step == total:
+                    self._save(step, parts)
+                progress.show(step, metrics)
+        return self.run.metrics()
+
+    def finish(self, metrics: Sequence[dict[str, Any]]) -> None:
+        """Export the model, then write done.json, then drop the checkpoints."""
+        if self.run.model.exists():  # of a process that was killed between the two
+            shutil.rmtree(self.run.model)
+        loading.save(self.model, self.tokenizer, self.run.model)
+        last = metrics[-1] if metrics else {}
+        final = {name: value for name, value in last.items() if name not in ("step", "timestamp")}
+        self.run.finish({"steps": len(metrics), "metrics": final, **self.spent})
+        checkpoints.clear(self.run)
+
+    def _restore(self, parts: dict[str, Stateful]) -> int:
+        step, state = checkpoints.load_latest(self.run, self.report)
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            self.spent = state["spent"]
+            self.report(f"{self.run.id}: resuming after step {step}")
+            del state
+            gc.collect()
+        return step
+
+    def _save(self, step: int, parts: dict[str, Stateful]) -> None:
+        state = {name: part.state_dict() for name, part in parts.items()}
+        checkpoints.save(self.run, step, {"model": self.model.state_dict(), "spent": self.spent, **state})
+
+
+class _Progress:
+    """A line now and then: where training is, and how long it will take."""
+
+    def __init__(self, report: Report, begin: int, total: int):
+        self._report, self._begin, self._total = report, begin, total
+        self._every = max(1, total // _LINES)
+        self._started = time.perf_counter()
+
+    def show(self, step: int, metrics: dict[str, float]) -> None:
+        if step % self._every and step != self._total:
+            return
+        seconds = (time.perf_counter() - self._started) / (step - self._begin)
+        self._report(
+            f"step {step}/{self._total}{_summary(metrics)} | {_duration(seconds)} a step, "
+            f"{_duration(seconds * (self._total - step))} left"
+        )
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed for one purpose, a function of ``parts`` alone: ``derived_seed(seed, "sampling", step)``."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _summary(metrics: dict[str, float]) -> str:
+    text = ""
+    for title, prefix in (("loss", "loss/sft"), ("reward", "reward/"), ("entropy", "entropy/")):
+        found = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+        if found:
+            text += f" | {title} " + " ".join(f"{name} {value:.2f}".strip() for name, value in found.items())
+    return text
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
