@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from restool.core.errors import DataError
+from restool.core.rewards import is_exact
 from restool.data import fetch
 from restool.data.fetch import Fetcher
 from restool.data.prompts import HISTORY, extract_skeleton, read_tools, tool_list
@@ -164,7 +165,16 @@ def fault(triple: Triple, skeleton: str) -> str | None:
         return "the answer is neither a tool call nor a response"
     if match["calls"] is not None and read_calls(triple.output) is None:
         return "a tool call is not JSON with name and parameters"
+    if match["calls"] is not None and not _is_full_score(_label(triple.output)):
+        return "the reward cannot read the label"
     return None
+
+
+def _is_full_score(label: str) -> bool:
+    try:
+        return is_exact(label, label)
+    except DataError:
+        return False
 
 
 def read_calls(answer: str) -> list[dict[str, Any]] | None:
@@ -175,7 +185,7 @@ def read_calls(answer: str) -> list[dict[str, Any]] | None:
     body = answer.rpartition(_BODY_START)[2]
     if not body.startswith("<tool_call>"):
         return []
-    lines = body.removeprefix("<tool_call>").partition("</tool_call>")[0].strip().split("\n")
+    lines = body.removeprefix("<tool_call>").removesuffix("</tool_call>").strip().split("\n")
     try:
         calls = [json.loads(line) for line in lines]
     except ValueError:
