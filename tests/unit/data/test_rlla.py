@@ -12,6 +12,7 @@ from restool.core.rewards import is_exact, score
 from restool.data import api_bank, fetch, prompts, rlla
 from restool.data.fetch import Fetcher, Published
 from restool.data.rlla import Triple
+from restool.data.rows import tool_label
 from restool.settings import DataSettings
 
 SETTINGS = DataSettings(
@@ -117,12 +118,7 @@ def test_api_bank_has_its_597_samples_with_one_gold_call_each(fetcher, tmp_path)
         ({"output": "<think> a </think>"}, "the answer is neither a tool call nor a response"),
         ({"output": "<think> a </think>\n<tool_call>\n{'name': 1}\n</tool_call>"}, "a tool call is not JSON"),
         ({"output": '<think> a </think>\n<tool_call>\n{"name": "x"}\n</tool_call>'}, "a tool call is not JSON"),
-        (
-            {
-                "output": '<think> a </think>\n<tool_call>\n{"name": "x", "parameters": {"a": "</tool_call>"}}\n</tool_call>'
-            },
-            "the reward cannot read the label",
-        ),
+        ({"output": tool_label([("x", {"a": "</tool_call>"})])}, "the reward cannot read the label"),
     ],
 )
 def test_bad_rows_are_found_with_their_reason(data, change, reason):
