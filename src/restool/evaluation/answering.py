@@ -23,6 +23,8 @@ from restool.settings import DecodingSettings, RunSettings
 _WHOLE = 64 << 20
 _BLOCK = 1 << 20
 _PROGRESS_SECONDS = 10.0
+_UNDIVIDED = 1 << 40
+"""Batches are made here; dividing them again would leave a slow remainder of one or two rows each."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class LocalModel:
             temperature=decoding.temperature,
             max_new_tokens=min(decoding.max_new_tokens, max(rooms)),
             seed=seed,
+            batch_tokens=_UNDIVIDED,
         )
         # A batch is sampled to one length; a row whose own prompt leaves less room is cut to that.
         ids = [row[:room] for row, room in zip(answers.ids, rooms, strict=True)]

@@ -18,7 +18,8 @@ from restool.evaluation.bfcl.checker import Checker
 
 BENCHMARK = "bfcl-synthetic"
 FORMULA = (
-    "accuracy = right by BFCL's checker / entries; overall = right / entries over all categories (micro average). "
+    "accuracy = right by BFCL's checker / entries; calls = right / entries over the categories that ask for calls; "
+    "overall = the same over all (in irrelevance anything unreadable counts as right, so calls is the one to look at). "
     "Synthetic tasks: these numbers do not compare with BFCL's"
 )
 
@@ -67,15 +68,18 @@ def _item(checker: Checker, category: str, entry: dict[str, Any], texts: dict[st
 
 def _summary(rows: list[dict[str, Any]], judged: dict[str, Any], held_out: dict[str, Any]) -> dict[str, Any]:
     names = list(dict.fromkeys(row["category"] for row in rows))
-    overall = items.category(rows)
+    totals = {
+        "calls": items.category(row for row in rows if "irrelevance" not in row["category"]),
+        "overall": items.category(rows),
+    }
     return {
         "benchmark": BENCHMARK,
         "version": f"bfcl-eval {judged['bfcl_eval']}",
         "data_sha256": judged["data_sha256"],
         "formula": FORMULA,
         "categories": {name: items.category([r for r in rows if r["category"] == name]) for name in names},
-        "aggregates": {"overall": overall["accuracy"]},
-        "intervals": {"overall": overall["interval"]},
+        "aggregates": {name: total["accuracy"] for name, total in totals.items()},
+        "intervals": {name: total["interval"] for name, total in totals.items()},
         "decoding": held_out["decoding"]["greedy"],
         "model": held_out["model"],
         "fence": judged["fence"],
