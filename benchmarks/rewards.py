@@ -8,13 +8,14 @@ Prints CPU seconds (best of five) for each preset. Exit status 1 if the slowest 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
 
 from restool.core.rewards import PRESETS, score_batch
 
-WORDS = "the user wants a table for two people near old town so I will call book with city date and time then ask".split()
+WORDS = ["the", "user", "wants", "a", "table", "for", "two", "people", "near", "old", "town", "so", "I", "will", "call"]
 
 
 def main() -> int:
@@ -37,13 +38,19 @@ def main() -> int:
 
 def _answer(random_: random.Random) -> str:
     """A thought of about 480 words and two or three calls with three parameters each."""
+
+    def pick() -> str:
+        return random_.choice(WORDS)
+
     calls = [
-        '{"name": "%s_%s", "parameters": {"city": "%s", "date": "Apr %d", "guests": %d}}'
-        % (random_.choice(WORDS), random_.choice(WORDS), random_.choice(WORDS), i + 1, random_.randrange(60))
+        {
+            "name": f"{pick()}_{pick()}",
+            "parameters": {"city": pick(), "date": f"Apr {i + 1}", "guests": int(pick() > "t")},
+        }
         for i in range(random_.randint(2, 3))
     ]
     thought = " ".join(random_.choice(WORDS) for _ in range(480))
-    return f"<think> {thought} </think>\n<tool_call>\n" + "\n".join(calls) + "\n</tool_call>"
+    return f"<think> {thought} </think>\n<tool_call>\n" + "\n".join(map(json.dumps, calls)) + "\n</tool_call>"
 
 
 def _options() -> argparse.Namespace:

@@ -11,6 +11,7 @@ status 1 if the weights of the two differ or the ratio is below ``--at-least``.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import re
@@ -26,13 +27,13 @@ import torch
 from restool.core.batch import AnswerBatch
 from restool.core.normalisers import normalise_positive
 from restool.core.regions import region_ids_batch
-from restool.core.released import _braced, arguments_weight, think_weight
+from restool.core.released import arguments_weight, braced, think_weight
 from restool.core.weights import SCHEMES
 from restool.models.offsets import Decoder
 from restool.models.tiny import train_tokenizer
 
 STEP = 50
-WORDS = "the user wants a table for two people near old town so I will call book with city date and time then ask".split()
+WORDS = ["the", "user", "wants", "a", "table", "for", "two", "people", "near", "old", "town", "so", "I", "will", "call"]
 
 
 def main() -> int:
@@ -92,13 +93,19 @@ def _best(work: Callable[[], object], times: int = 3) -> float:
 
 def _answer(random_: random.Random, tokens: int) -> str:
     """A long thought and two or three calls."""
+
+    def pick() -> str:
+        return random_.choice(WORDS)
+
     calls = [
-        '{"name": "%s_%s", "parameters": {"city": "%s", "date": "Apr %d", "guests": %d}}'
-        % (random_.choice(WORDS), random_.choice(WORDS), random_.choice(WORDS), i + 1, random_.randrange(60))
+        {
+            "name": f"{pick()}_{pick()}",
+            "parameters": {"city": pick(), "date": f"Apr {i + 1}", "guests": int(pick() > "t")},
+        }
         for i in range(random_.randint(2, 3))
     ]
     thought = " ".join(random_.choice(WORDS) for _ in range((tokens - 40 * len(calls)) * 4 // 7))
-    return f"<think> {thought} </think>\n<tool_call>\n" + "\n".join(calls) + "\n</tool_call>"
+    return f"<think> {thought} </think>\n<tool_call>\n" + "\n".join(map(json.dumps, calls)) + "\n</tool_call>"
 
 
 # The baseline
@@ -127,7 +134,7 @@ def _spans(text: str) -> list[tuple[float, int, int]]:
         base = block.start(1)
         if name:
             found.append((1.2, base + name.start(1), base + name.end(1)))
-        braced = _braced(block[1], block[1].find("{", key.end())) if key else None
+        braced = braced(block[1], block[1].find("{", key.end())) if key else None
         if braced:
             found.append((arguments_weight(STEP), base + braced[0], base + braced[1]))
     return found

@@ -115,7 +115,7 @@ def weighted_spans(text: str) -> list[tuple[str, int, int]]:
         if name := _NAME.search(block):
             found.append(("name", start + name.start(1), start + name.end(1)))
         if key := _ARGUMENTS.search(block):
-            arguments = _braced(block, block.find("{", key.end()))
+            arguments = braced(block, block.find("{", key.end()))
             if arguments:
                 found.append(("arguments", start + arguments[0], start + arguments[1]))
     return found
@@ -140,7 +140,7 @@ def _pairs(tags: list[tuple[str, bool, int, int]], kinds: tuple[str, ...]) -> li
     return pairs
 
 
-def _braced(block: str, start: int) -> tuple[int, int] | None:
+def braced(block: str, start: int) -> tuple[int, int] | None:
     """From the brace at ``start`` to its partner, minding strings; None where there is none."""
     if start < 0:
         return None

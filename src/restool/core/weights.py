@@ -165,10 +165,10 @@ SCHEMES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def weigh(name: str, batch: AnswerBatch, **arguments: Any) -> Tensor:
-    """``SCHEMES[name](batch, **arguments)``; ConfigurationError for an unknown scheme or a wrong argument."""
-    check_arguments(name, arguments)
-    return SCHEMES[name](batch, **arguments)
+def weigh(scheme: str, batch: AnswerBatch, /, **arguments: Any) -> Tensor:
+    """``SCHEMES[scheme](batch, **arguments)``; ConfigurationError for an unknown scheme or a wrong argument."""
+    check_arguments(scheme, arguments)
+    return SCHEMES[scheme](batch, **arguments)
 
 
 def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
