@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from restool.core.errors import ModelError
@@ -23,16 +24,27 @@ def prompt_ids(
     default, and templates without the switch ignore it. An empty ``system`` omits the system message.
     Raises :class:`ModelError` if the tokenizer has no chat template.
     """
+    return prompt_ids_batch(tokenizer, [(system, user)], thinking=thinking)[0]
+
+
+def prompt_ids_batch(
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[tuple[str, str]], *, thinking: bool | None = None
+) -> list[list[int]]:
+    """`prompt_ids` of many (system, user) pairs, several times faster than one at a time."""
     if not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat template; "
             "use an instruct model, or add chat_template.jinja to its folder"
         )
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": user})
+    dialogues = [
+        [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": user}]
+        for system, user in prompts
+    ]
+    if not dialogues:
+        return []
     switches = {} if thinking is None else {"enable_thinking": thinking}
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switches)
-    return tokenizer.encode(text, add_special_tokens=False)
+    texts = tokenizer.apply_chat_template(dialogues, tokenize=False, add_generation_prompt=True, **switches)
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:

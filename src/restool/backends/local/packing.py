@@ -187,9 +187,7 @@ def honours_tree_mask(model: PreTrainedModel) -> bool:
     example show here; windows of the configuration are refused as such.
     """
     text = model.config.get_text_config()
-    if getattr(text, "use_sliding_window", False) or any(
-        "sliding" in t for t in getattr(text, "layer_types", None) or ()
-    ):
+    if any("sliding" in kind for kind in getattr(text, "layer_types", None) or ()):
         return False
     ids = [token % text.vocab_size for token in range(7, 7 + 5 * 31, 5)]
     tree = Tree(ids[:9], [ids[9:16], ids[16:25], ids[25:]], [7, 9, 6], [0, 1, 2])

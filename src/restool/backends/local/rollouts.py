@@ -78,7 +78,8 @@ class Collector:
     def sample(self, step: int) -> Sampled:
         rows = self.rows(step)
         thinking = self.settings.model.thinking
-        prompts = [chat.prompt_ids(self._tokenizer, r.system, r.user, thinking=thinking) for r in rows]
+        pairs = [(row.system, row.user) for row in rows]
+        prompts = chat.prompt_ids_batch(self._tokenizer, pairs, thinking=thinking)
         answers = self._sampler.generate(
             prompts,
             samples=self._rl.samples,
@@ -142,8 +143,6 @@ class Sampled:
 def metrics(rollouts: Rollouts, weight_BT: Tensor) -> dict[str, float]:
     """Means over a step's answers; by region over its tokens (a region that no answer has is left out)."""
     batch = rollouts.batch
-    assert batch.reward_B is not None and batch.format_B is not None and batch.correctness_B is not None
-    assert batch.entropy_BT is not None and batch.group_B is not None
     length_B = batch.mask_BT.sum(1)
     reward_GS = batch.reward_B.view(len(rollouts.rows), -1)
     found = {
@@ -185,7 +184,6 @@ def shown(step: int, rollouts: Rollouts, weight_BT: Tensor, advantage_BT: Tensor
 
 def _shown_answer(rollouts: Rollouts, b: int, row: Row, weight_BT: Tensor, advantage_BT: Tensor) -> dict[str, Any]:
     batch, length = rollouts.batch, len(rollouts.ids[b])
-    assert batch.reward_B is not None and batch.format_B is not None and batch.correctness_B is not None
     return {
         "text": batch.texts[b],
         "ids": rollouts.ids[b],

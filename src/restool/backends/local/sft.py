@@ -7,7 +7,6 @@ Demonstrations over the same tool list stand side by side and share its computat
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,11 +128,17 @@ def trees_of(batch: Sequence[Example]) -> list[Tree]:
     trees = []
     for members in _groups(list(enumerate(batch)), key=lambda pair: pair[1].group):
         prompts = [example.prompt for _, example in members]
-        shared = len(os.path.commonprefix(prompts))
+        shared = _common_prefix(prompts)
         branches = [example.prompt[shared:] + example.answer for _, example in members]
         targets = [len(example.answer) for _, example in members]
         trees.append(Tree(prompts[0][:shared], branches, targets, [row for row, _ in members]))
     return trees
+
+
+def _common_prefix(prompts: Sequence[list[int]]) -> int:
+    """How many ids all prompts begin with: those that the first and the last in sorted order share."""
+    low, high = min(prompts), max(prompts)
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
 
 
 def learning_rate_factor(settings: SFTSettings, step: int, steps: int) -> float:
@@ -157,9 +162,10 @@ def _examples(session: Session, demonstrations: Sequence[Demonstration], max_tok
     tokenizer, thinking = session.tokenizer, session.settings.model.thinking
     stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else chat.stop_ids(tokenizer)[0]
     answers = tokenizer([d.output for d in demonstrations], add_special_tokens=False)["input_ids"]
+    prompts = chat.prompt_ids_batch(tokenizer, [(d.system, d.user) for d in demonstrations], thinking=thinking)
     examples = [
-        Example(chat.prompt_ids(tokenizer, d.system, d.user, thinking=thinking), [*ids, stop], d.group, d.phase)
-        for d, ids in zip(demonstrations, answers, strict=True)
+        Example(prompt, [*answer, stop], d.group, d.phase)
+        for d, prompt, answer in zip(demonstrations, prompts, answers, strict=True)
     ]
     fitting = [example for example in examples if len(example) <= max_tokens]
     if len(fitting) < len(examples):
