@@ -134,9 +134,9 @@ def _spans(text: str) -> list[tuple[float, int, int]]:
         base = block.start(1)
         if name:
             found.append((1.2, base + name.start(1), base + name.end(1)))
-        braced = braced(block[1], block[1].find("{", key.end())) if key else None
-        if braced:
-            found.append((arguments_weight(STEP), base + braced[0], base + braced[1]))
+        object_ = braced(block[1], block[1].find("{", key.end())) if key else None
+        if object_:
+            found.append((arguments_weight(STEP), base + object_[0], base + object_[1]))
     return found
 
 
