@@ -170,6 +170,16 @@ _RECORDS = (
         deviations=_RELEASED_DEVIATIONS,
     ),
     _rl(
+        "rest_released_sequence",
+        "ResT, released weights in the paper's loss",
+        _REST,
+        "The released token weights with the paper's (1/G) sum (1/T) sum over tokens instead of the released mean.",
+        weights="released",
+        aggregate="sequence_mean",
+        confidence="text",
+        deviations=(*_RELEASED_DEVIATIONS, "the paper's loss, which the released code does not use"),
+    ),
+    _rl(
         "rest_fixed",
         "ResT, spans fixed",
         _REST,

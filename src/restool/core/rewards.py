@@ -28,9 +28,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
+from restool.core import formats
 from restool.core.errors import ConfigurationError, DataError, nearest
 
 PRESETS = ("rest", "rest_unscheduled", "toolrl")
@@ -47,7 +47,6 @@ SWITCHES = (
     "USE_THINKING_SEMANTIC",  # likewise
 )
 _HORIZON = 150  # steps of the reward schedule
-_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<response>", "</response>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,45 +141,12 @@ def is_exact(response: str, ground_truth: str) -> bool:
 
 def _score(response: str, ground_truth: str, rules: _Rules) -> Reward:
     text = response.rpartition("<|im_start|>assistant")[2].partition("<|im_end|>")[0].strip()
-    check = _strict_format if rules.strict else _ordered_format
+    check = formats.is_strict if rules.strict else formats.is_ordered
     has_call, has_response = "<tool_call>" in ground_truth, "<response>" in ground_truth
     form = rules.format_high if check(text, has_call, has_response) else rules.format_low
     correctness = _correctness(text, _label_calls(ground_truth), rules) if has_call else 0.0
     length = 0.0 if rules.words is None else _length(text, rules.words)
     return Reward(form + correctness + (length if rules.add_length else 0.0), form, correctness, length)
-
-
-def _ordered_format(text: str, has_call: bool, has_response: bool) -> bool:
-    """ResT: the first occurrences of the needed tags in order; think tags may repeat, the others may not."""
-    if not has_call and not has_response:
-        return text.count("<think>") == 1 and text.count("</think>") == 1
-    single = _TAGS[2:4] * has_call + _TAGS[4:] * has_response
-    if any(text.count(tag) != 1 for tag in single):
-        return False
-    if not has_response and ("<response>" in text or "</response>" in text):
-        return False
-    positions = [text.find(tag) for tag in (*_TAGS[:2], *single)]
-    return positions[0] >= 0 and all(a < b for a, b in pairwise(positions))
-
-
-def _strict_format(text: str, has_call: bool, has_response: bool) -> bool:
-    """ToolRL: the whole text is think, newline, tool_call on lines of its own, newline, response; tags once each."""
-    single = _TAGS[2:4] * has_call + _TAGS[4:] * has_response
-    if any(text.count(tag) != 1 for tag in single) or not text.startswith("<think>"):
-        return False
-    borders = ["</think>"]
-    if has_call:
-        borders = ["</think>\n<tool_call>\n", "\n</tool_call>"]
-    if has_response:
-        borders[-1] += "\n<response>"
-        borders.append("</response>")
-    position = len("<think>")
-    for border in borders[:-1]:
-        found = text.find(border, position)
-        if found < 0:
-            return False
-        position = found + len(border)
-    return text.endswith(borders[-1]) and len(text) - len(borders[-1]) >= position
 
 
 def _length(text: str, words: float) -> float:
