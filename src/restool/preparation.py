@@ -185,11 +185,13 @@ def _published_tokenizer(settings: RunSettings, report: Report) -> PreTrainedTok
             from huggingface_hub import snapshot_download
 
             report(f"fetching {path}")
-            path = snapshot_download(path, revision=revision)
+            path = snapshot_download(path, revision=revision, ignore_patterns=["original/*", "*.pth", "*.gguf"])
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:  # the hub's own errors, OSError, ValueError of a broken file
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"cannot get the model {settings.model.path}: {reason}") from error
+        raise ModelError(
+            f"cannot get the model {settings.model.path}: {reason}; give a folder with model.path=DIR or go online"
+        ) from error
 
 
 def _training_texts(data: DataSet) -> Iterable[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from restool import files, preparation
-from restool.core.errors import ConfigurationError, DataError
+from restool.core.errors import ConfigurationError, DataError, ModelError
 from restool.data import fetch
 from restool.data.fetch import Unreachable
 from restool.data.rows import read_demonstrations, read_rows
@@ -189,3 +189,17 @@ def test_the_published_train_split_that_cannot_be_reached_is_one_line(rlla_run, 
 def test_settings_without_their_section_are_an_error(small_run, tmp_path):
     with pytest.raises((DataError, ConfigurationError), match=r"data\.synthetic"):
         prepare(_with(small_run, synthetic=None), Path(tmp_path / "data"), report=quiet)
+
+
+def test_a_model_of_ones_own_measures_with_its_tokenizer_and_is_not_copied(small_run, tmp_path):
+    manifest = prepare(small_run, tmp_path / "tiny", report=quiet)
+    model = small_run.model.model_copy(update={"path": str(tmp_path / "tiny" / "model"), "tiny": None})
+    again = prepare(small_run.model_copy(update={"model": model}), tmp_path / "own", report=quiet)
+    assert again["lengths"] == manifest["lengths"]
+    assert not (tmp_path / "own" / "model").exists()
+
+    (tmp_path / "nothing").mkdir()
+    broken = model.model_copy(update={"path": str(tmp_path / "nothing")})
+    with pytest.raises(ModelError, match="cannot get the model .*nothing") as caught:
+        prepare(small_run.model_copy(update={"model": broken}), tmp_path / "broken", report=quiet)
+    assert "\n" not in str(caught.value)
