@@ -200,6 +200,6 @@ def test_a_model_of_ones_own_measures_with_its_tokenizer_and_is_not_copied(small
 
     (tmp_path / "nothing").mkdir()
     broken = model.model_copy(update={"path": str(tmp_path / "nothing")})
-    with pytest.raises(ModelError, match="cannot get the model .*nothing") as caught:
+    with pytest.raises(ModelError, match=r"cannot get the model .*nothing") as caught:
         prepare(small_run.model_copy(update={"model": broken}), tmp_path / "broken", report=quiet)
     assert "\n" not in str(caught.value)
