@@ -12,13 +12,14 @@ Where the time goes, and what is done about it:
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from restool.models.sampling.weights import PlainLayer, Weights
+from restool.models.sampling.weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Finished rows are dropped when at least this share of the rectangle falls away: dropping copies the cache.
 _WORTH_DROPPING = 0.15
+# Prompt tokens that go through the layers at once: few enough for a processor's cache, many for a GPU.
+_READ_TOGETHER = {"cpu": 2048, "cuda": 16384}
 # Rotary embeddings whose angles depend on the position alone, not on the length of the text.
 _STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
 
@@ -70,14 +73,7 @@ class Qwen3Decoder:
         dtype = weights.embedding.dtype
         self._prompt = torch.zeros(*heads, max(lengths), self._head_dim, dtype=dtype, device=device)
         self._suffix = torch.empty(*heads, samples, max_new_tokens, self._head_dim, dtype=dtype, device=device)
-        ids_N = torch.tensor(list(itertools.chain.from_iterable(prompts)), device=device)
-        place_N = torch.cat([torch.arange(length, device=device) for length in lengths])
-        state = weights.embedding[ids_N]
-        cosine, sine = weights.rotation(place_N)
-        for index, layer in enumerate(weights.layers):
-            state = self._read(layer, index, state, cosine[index], sine[index], lengths)
-        last_P = torch.tensor(lengths, device=device).cumsum(0) - 1
-        return weights.logits(state[last_P])
+        return torch.cat([self._read(prompts, part) for part in _parts(lengths, _READ_TOGETHER[device.type])])
 
     def advance(self, ids_R: Tensor) -> Tensor:
         weights = self._weights
@@ -154,24 +150,46 @@ class Qwen3Decoder:
         mixed = torch.baddbmm(mixed.view(shared, rows * self._groups, -1), share[..., :longest], values)
         return mixed.view(prompts, self._kv_heads, rows, -1).transpose(1, 2).reshape(prompts * rows, -1)
 
-    def _read(
-        self, layer: PlainLayer, index: int, state: Tensor, cosine: Tensor, sine: Tensor, lengths: list[int]
-    ) -> Tensor:
-        """One layer over the tokens of all prompts, end to end; fills the prompt cache."""
-        query, key, value = layer.attend_with(state, cosine, sine, (len(state),))
-        mixed = torch.empty_like(query)
-        begin = 0
-        for place, length in enumerate(lengths):
-            part = slice(begin, begin + length)
-            self._prompt[index, 0, place, :, :length] = key[part].transpose(0, 1)
-            self._prompt[index, 1, place, :, :length] = value[part].transpose(0, 1)
-            mixed[part] = functional.scaled_dot_product_attention(
-                query[None, part].transpose(1, 2),
-                key[None, part].transpose(1, 2),
-                value[None, part].transpose(1, 2),
-                is_causal=True,
-                scale=1.0,  # the scale is part of the query norm's weight
-                enable_gqa=True,
-            )[0].transpose(0, 1)
-            begin += length
-        return layer.transform(state, mixed.flatten(1))
+    def _read(self, prompts: list[list[int]], part: range) -> Tensor:
+        """Fill the prompt cache of some prompts; the logits (prompts, V) behind their last tokens."""
+        weights = self._weights
+        device = weights.embedding.device
+        lengths = [len(prompts[place]) for place in part]
+        ids_N = torch.tensor(list(itertools.chain.from_iterable(prompts[place] for place in part)), device=device)
+        cosine, sine = weights.rotation(torch.cat([torch.arange(length, device=device) for length in lengths]))
+        state = weights.embedding[ids_N]
+        for index, layer in enumerate(weights.layers):
+            query, key, value = layer.attend_with(state, cosine[index], sine[index], (len(state),))
+            mixed = torch.empty_like(query)
+            bounds = itertools.pairwise(itertools.accumulate(lengths, initial=0))
+            for place, (begin, end) in zip(part, bounds, strict=True):
+                heads = (tensor[begin:end].transpose(0, 1) for tensor in (query, key, value))
+                mixed[begin:end] = self._read_one(self._prompt[index, :, place], *heads).transpose(0, 1)
+            state = layer.transform(state, mixed.flatten(1))
+        last_P = torch.tensor(lengths, device=device).cumsum(0) - 1
+        return weights.logits(state[last_P])
+
+    @staticmethod
+    def _read_one(cache: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Causal attention within one prompt, (heads, length, D); its keys and values go into ``cache``."""
+        cache[0, :, : key.shape[1]], cache[1, :, : key.shape[1]] = key, value
+        mixed = functional.scaled_dot_product_attention(
+            query[None],
+            key[None],
+            value[None],
+            is_causal=True,
+            scale=1.0,  # the queries carry it
+            enable_gqa=True,
+        )
+        return mixed[0]
+
+
+def _parts(lengths: list[int], limit: int) -> Iterator[range]:
+    """Runs of consecutive prompts of at most ``limit`` tokens together, or of one prompt."""
+    begin, tokens = 0, 0
+    for place, length in enumerate(lengths):
+        if place > begin and tokens + length > limit:
+            yield range(begin, place)
+            begin, tokens = place, 0
+        tokens += length
+    yield range(begin, len(lengths))
