@@ -1,0 +1,89 @@
+"""The command line: one line and a status for every mistake, and each verb's help."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from restool import cli
+
+
+@pytest.fixture
+def restool(monkeypatch, capsys):
+    """Call the command line in this process: (status, standard output, standard error)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["restool", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return call
+
+
+VERBS = ["prepare", "train", "generate", "chat", "analyze", "report", "track", "evaluate", "compare", "env", "plan", "doctor", "methods", "show"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(restool, verb):
+    status, out, _ = restool(verb, "--help")
+    assert status == 0
+    assert "Usage" in out
+    assert len(out.split()) > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tran"], "No such command 'tran'"),
+        (["train", "method=grpp"], "did you mean 'grpo'"),
+        (["train", "training.rl.stepz=1"], "training.rl.steps"),
+        (["train", "seed=one"], "seed"),
+        (["plan", "quik"], "did you mean 'quick'"),
+        (["train", "--plan", "nowhere/plan.json", "--run", "x"], "nowhere/plan.json does not exist"),
+        (["analyze", "everything"], "there are: all, variance"),
+        (["methods", "gprpo"], "did you mean 'grpo'"),
+        (["show", "nowhere"], "not a run directory"),
+        (["compare", "nowhere", "elsewhere"], "nowhere"),
+        (["env", "build", "bfcll"], "did you mean 'bfcl'"),
+        (["generate", "nowhere", "hello"], "nowhere"),
+        (["evaluate", "bfcl", "--checkpoint"], "requires an argument"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status(restool, tmp_path, monkeypatch, arguments, message):
+    status, _, err = restool(*arguments)
+    assert status != 0
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+
+
+def test_an_unknown_run_of_a_plan_is_named(restool, tmp_path):
+    restool("plan", "quick", "--write", "--results", str(tmp_path))
+    plan = str(tmp_path / "quick" / "plan.json")
+    status, _, err = restool("train", "--plan", plan, "--run", "tiny-gropo-fraction-s0")
+    assert status == 2
+    assert "did you mean 'tiny-grpo-fraction-s0'" in err
+    status, _, err = restool("evaluate", "held-out", "--plan", plan, "--run", "tiny-grpo-fraction-s0")
+    assert "is not finished" in err
+
+
+def test_plan_and_methods_speak_json(restool, tmp_path):
+    status, out, _ = restool("plan", "paper", "--json", "--results", str(tmp_path))
+    plan = json.loads(out)
+    assert status == 0
+    assert plan["gpu_hours"] > 0
+    assert plan["basis"] == ["assumed", "calculated"]
+    status, out, _ = restool("methods", "rest", "--json")
+    assert json.loads(out)["id"] == "rest_released"
+
+
+def test_a_defect_is_admitted_in_one_line(restool, monkeypatch):
+    monkeypatch.setattr(cli, "_compose", lambda overrides: 1 / 0)
+    status, _, err = restool("train")
+    assert status == 70
+    assert err.startswith("restool: error: unexpected ZeroDivisionError")
+    assert len(err.strip().splitlines()) == 1
