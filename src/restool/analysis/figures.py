@@ -157,6 +157,8 @@ def gradient_variance(subject: Subject) -> Picture:
     record = subject.experiment.variance
     if record is None:
         raise Missing("gradient variance was not measured (restool analyze variance)")
+    if not record["weightings"]:
+        raise Missing(f"only {record['prompts_with_signal']} of {record['prompts']} prompts had reward spread")
     data = pd.DataFrame(record["weightings"])
     figure = Figure(figsize=(_WIDTH, 1.9 + 0.34 * len(data)))
     panels = figure.subplots(1, 3, sharey=True)
@@ -181,8 +183,9 @@ def gradient_variance(subject: Subject) -> Picture:
     caption = (
         "Policy gradient of single answers at the checkpoint that RL starts from: "
         f"{record['prompts_with_signal']} prompts with reward spread out of {record['prompts']}, {record['samples']} "
-        "answers each. All weightings have mean weight 1. A lower variance alone is no gain: weight on near-certain tokens lowers variance and signal together, so read "
-        "the three panels as one. Lines: 95 % bootstrap intervals over prompts."
+        "answers each. All weightings have mean weight 1. A lower variance alone is no gain: weight on near-certain "
+        "tokens lowers variance and signal together, so read the three panels as one. Lines: 95 % bootstrap intervals "
+        "over prompts; a signal-to-noise interval that holds zero means that the mean gradient itself is not resolved."
     )
     return Picture(figure, "Gradient variance and signal by weighting", caption, data)
 
@@ -264,8 +267,8 @@ def before_after(subject: Subject) -> Picture:
     _legend(figure, figure.axes[0])
     caption = (
         f"Held-out prompts (split {split}, up to {int(data['n_items'].max())} items), mean over {subject.seeds}; in "
-        "brackets the gain over the model that RL started from (black line). Whiskers: 95 % t-interval of the gain over "
-        "seeds, same items for all."
+        "brackets the gain over the model that RL started from (black line). Whiskers: 95 % t-interval of the gain "
+        "over seeds, same items for all."
     )
     return Picture(figure, "Held-out results before and after RL", caption, data)
 
