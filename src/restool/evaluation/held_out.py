@@ -26,7 +26,7 @@ MODES = ("greedy", "sampled")
 CORRECT = 3.0
 """Correctness of equal calls under the unscheduled reward (method notes, section 2.3)."""
 FORMULA = (
-    "category accuracy = exact: format right and, where the label calls tools, calls equal to it; "
+    "category accuracy = exact: format right and calls equal to the label's (none, where it calls none); "
     "tool_exact: calls equal to the label's, over rows whose label calls tools; "
     "reward: mean of the unscheduled reward (format 0 to 1, correctness -3 to 3; no tools: format only); "
     "flawless_*: rows in which no demonstration flaw was possible"
@@ -81,7 +81,8 @@ def item(row: Row, split: str, mode: str, answer: answering.GeneratedAnswer) -> 
         "format": reward.format,
         "correctness": reward.correctness,
         "total": reward.total,
-        "exact": reward.format == 1.0 and (tool_exact or not tool),
+        # The format check lets a call pass beside the response that the label asks for; that is not exact.
+        "exact": reward.format == 1.0 and (tool_exact if tool else "<tool_call>" not in answer.text),
         "tool": tool,
         "tool_exact": tool_exact,
         "right": _rightness(row, answer.text),

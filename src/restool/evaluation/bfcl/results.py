@@ -30,7 +30,7 @@ def read(folder: Path, categories: list[str]) -> dict[str, list[dict[str, Any]]]
 
 
 def _rows(folder: Path, category: str) -> list[dict[str, Any]]:
-    found = sorted(folder.rglob(f"BFCL_v*_{category}_result.json"))
+    found = sorted(folder.rglob(f"BFCL_v4_{category}_result.json"))
     if len(found) != 1:
         problem = "no" if not found else "more than one"
         raise EvaluationError(f"{folder}: {problem} file BFCL_v4_{category}_result.json; name one run's folder")
