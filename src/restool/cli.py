@@ -362,8 +362,8 @@ def show_plan(
     console.print("jobs: " + ", ".join(f"{count} x {kind}" for kind, count in total["jobs"].items()))
     console.print(
         f"still to do: {total['runs'] - total['runs_done']} of {total['runs']} runs, {total['gpu_hours']} GPU-hours, "
-        f"{total['cpu_hours']} CPU-hours, {total['disk_gb']} GB on disk, {total['peak_memory_gb']} GB of memory at most "
-        f"({', '.join(total['basis']) or 'nothing to do'})"
+        f"{total['cpu_hours']} CPU-hours, {total['disk_gb']} GB on disk, at most {total['peak_memory_gb']} GB of "
+        f"memory ({', '.join(total['basis']) or 'nothing to do'})"
     )
     for excluded in total["excluded"]:
         console.print(f"left out: {excluded['method']} ({excluded['reason']})")

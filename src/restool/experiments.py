@@ -18,6 +18,7 @@ from typing import Any
 
 from restool import algorithms, files
 from restool.core.errors import ConfigurationError, nearest
+from restool.costs import resources
 from restool.preparation import prepared_id
 from restool.settings import ExperimentSettings, MatrixSettings, RunSettings, validate
 
@@ -204,8 +205,6 @@ def _assign_evaluations(runs: dict[str, dict[str, Any]], experiment: ExperimentS
 
 
 def _from_json(content: dict[str, Any], directory: Path) -> Plan:
-    from restool.planning import resources
-
     runs = tuple(
         PlannedRun(
             **{**run, "evaluations": tuple(run["evaluations"])},

@@ -1,12 +1,11 @@
 """What a plan costs, and what this machine lacks for it.
 
 Every figure carries its basis: ``measured`` on finished runs of the same model and method here, ``calculated``
-from model facts, or ``assumed`` (`ASSUMED_TOKENS_PER_SECOND`). Nothing assumed is presented as measured.
+from model facts, or ``assumed`` (see `restool.costs`). Nothing assumed is presented as measured.
 """
 
 from __future__ import annotations
 
-import math
 import shutil
 import socket
 import sys
@@ -16,18 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restool import files
+from restool.costs import (
+    BYTES_PER_PARAMETER_CHECKPOINT,
+    BYTES_PER_PARAMETER_STORED,
+    BYTES_PER_PARAMETER_TRAINING,
+    CHECKPOINTS_KEPT,
+    TINY_PARAMETERS,
+    assumed_hours,
+    gpus,
+)
 
 if TYPE_CHECKING:
     from restool.experiments import Plan, PlannedRun
-
-BYTES_PER_PARAMETER_TRAINING = 16  # fp32 weight, gradient and two Adam moments
-BYTES_PER_PARAMETER_STORED = {"float32": 4, "bfloat16": 2}
-TINY_PARAMETERS = 5e6  # below this a model trains on a CPU
-# Trained tokens (prompt and answer, sampled and updated) per second, GPU and billion parameters: an assumption
-# for planning on an 80 GB data-centre GPU, not a measurement of this program.
-ASSUMED_TOKENS_PER_SECOND = 9000.0
-ASSUMED_ANSWER_TOKENS = 400
-ASSUMED_PROMPT_TOKENS = 900
 
 
 @dataclass(frozen=True)
@@ -40,22 +39,9 @@ class Estimate:
     hours_basis: str
     gpus: int
     memory_gb: float
-    disk_gb: float
+    disk_gb: float  # the exported model
+    checkpoint_gb: float  # while it trains
     done: bool
-
-
-def resources(config: dict[str, Any], kind: str) -> dict[str, int]:
-    """What a scheduler must give a training job: ``mem_mb``, ``runtime`` (minutes), ``gpus``, ``threads``."""
-    parameters = float(config["model"]["parameters"])
-    threads = int(config["backend"]["threads"])
-    if parameters <= TINY_PARAMETERS:
-        return {"mem_mb": 3000, "runtime": 60, "gpus": 0, "threads": threads}
-    return {
-        "mem_mb": int(8000 + 6 * parameters / 1e6),
-        "runtime": math.ceil(60 * _assumed_hours(config, kind) * 2) + 30,
-        "gpus": 0 if kind == "none" else _gpus(parameters),
-        "threads": max(threads, 8),
-    }
 
 
 def estimate(plan: Plan) -> list[Estimate]:
@@ -81,7 +67,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "jobs": dict(jobs),
         "gpu_hours": round(sum(e.hours * e.gpus for e in to_do), 2),
         "cpu_hours": round(sum(e.hours for e in to_do if not e.gpus), 2),
-        "disk_gb": round(sum(e.disk_gb for e in to_do), 2),
+        "disk_gb": round(sum(e.disk_gb for e in to_do) + max((e.checkpoint_gb for e in to_do), default=0.0), 2),
         "peak_memory_gb": round(max((e.memory_gb for e in to_do), default=0.0), 1),
         "basis": sorted({e.hours_basis for e in to_do}),
         "excluded": [e.model_dump() for e in plan.experiment.excluded],
@@ -115,41 +101,21 @@ def _estimate_run(plan: Plan, run: PlannedRun, measured: dict[tuple[str, str], f
     elif is_tiny:
         hours, basis = (200 if run.kind == "sft" else 60) / 3600, "assumed"
     else:
-        hours, basis = _assumed_hours(run.config, run.kind), "assumed"
+        hours, basis = assumed_hours(run.config, run.kind), "assumed"
     trains = run.kind != "none"
     return Estimate(
         run=run.id,
         kind=run.kind,
         hours=hours,
         hours_basis=basis,
-        gpus=0 if is_tiny or not trains else _gpus(parameters),
+        gpus=0 if is_tiny or not trains else gpus(parameters),
         memory_gb=parameters * (BYTES_PER_PARAMETER_TRAINING if trains else stored) / 1e9 + (1.5 if is_tiny else 10.0),
-        disk_gb=parameters * (stored + (2 * 12 if trains else 0)) / 1e9,  # model, and two checkpoints of 12 bytes
+        disk_gb=parameters * stored / 1e9,
+        checkpoint_gb=parameters * CHECKPOINTS_KEPT * (stored + BYTES_PER_PARAMETER_CHECKPOINT) / 1e9
+        if trains
+        else 0.0,
         done=(plan.run_path(run.id) / "done.json").exists(),
     )
-
-
-def _assumed_hours(config: dict[str, Any], kind: str) -> float:
-    if kind == "none":
-        return 0.0
-    training = config["training"]
-    if kind == "rl":
-        rl = training["rl"]
-        answers = rl["steps"] * rl["prompts"] * rl["samples"]
-        answer_tokens = min(ASSUMED_ANSWER_TOKENS, rl["max_new_tokens"])
-        tokens = answers * (answer_tokens * (1 + rl["epochs"]) + ASSUMED_PROMPT_TOKENS / rl["samples"])
-    else:
-        sft = training["sft"]
-        demonstrations = sft["steps"] * sft["batch"] if sft["steps"] else sft["epochs"] * 400
-        tokens = demonstrations * (ASSUMED_PROMPT_TOKENS + ASSUMED_ANSWER_TOKENS)
-    billions = float(config["model"]["parameters"]) / 1e9
-    return tokens * billions / (ASSUMED_TOKENS_PER_SECOND * _gpus(billions * 1e9)) / 3600
-
-
-def _gpus(parameters: float) -> int:
-    """Smallest power of two of 80 GB devices whose memory holds the training state with 40 % to spare."""
-    needed = parameters * BYTES_PER_PARAMETER_TRAINING * 1.4 / 80e9
-    return 2 ** max(0, math.ceil(math.log2(max(needed, 1e-9))))
 
 
 def _measured_hours(plan: Plan) -> dict[tuple[str, str], float]:

@@ -24,7 +24,10 @@ def restool(monkeypatch, capsys):
     return call
 
 
-VERBS = ["prepare", "train", "generate", "chat", "analyze", "report", "track", "evaluate", "compare", "env", "plan", "doctor", "methods", "show"]
+VERBS = [
+    *("prepare", "train", "generate", "chat", "analyze", "report", "track", "evaluate"),
+    *("compare", "env", "plan", "doctor", "methods", "show"),
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)

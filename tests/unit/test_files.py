@@ -15,9 +15,14 @@ from restool import files
 def test_a_failing_writer_leaves_the_old_file_and_no_litter(tmp_path):
     target = tmp_path / "a.json"
     files.write_json(target, {"old": 1})
-    with pytest.raises(RuntimeError), files.atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def killed_in_mid_write():
+        with files.atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        killed_in_mid_write()
     assert files.read_json(target) == {"old": 1}
     assert os.listdir(tmp_path) == ["a.json"]
 
@@ -65,6 +70,6 @@ def test_full_disk_is_one_clear_error():
         pytest.skip("needs /dev/full")
     writer = files.JsonLinesWriter.__new__(files.JsonLinesWriter)
     writer.path = "/dev/full"
-    writer._file = open("/dev/full", "ab", buffering=0)
+    writer._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115 - the writer closes it
     with pytest.raises(files.FileError, match="No space left"), writer:
         writer.append({"a": 1})
