@@ -68,10 +68,21 @@ def _array_entry(checker: Checker) -> dict:
     raise AssertionError("no such entry")
 
 
-def test_an_answer_that_kills_the_worker_costs_only_its_own_score():
+def test_a_worker_killed_from_outside_costs_nothing():
     with Checker(["simple_python"]) as checker:
         checker._process.kill()
-        assert checker.check("simple_python", "simple_python_0", "")["failure"] == "crash"
+        assert _right(checker)
+        assert checker.restarts == 1
+
+
+def test_a_worker_that_used_up_its_processor_time_costs_nothing():
+    """Many slow answers in a row must not make the next one pay."""
+    with Checker(["simple_python"], limits=Limits(processor_seconds=1, item_seconds=30)) as checker:
+        for _ in range(20):
+            verdict = checker.check("simple_python", "simple_python_0", "<tool_call>" + "[1,\n" * 16_000)
+            assert verdict["correct"] is False
+            assert verdict["failure"] is None
+        assert checker.restarts >= 1
         assert _right(checker)
 
 
