@@ -15,9 +15,9 @@ rule variance:
     resources:
         mem_mb=memory(4000),
         runtime=minutes(120),
-        gpu=gpus,
-        gpu_model=gpu_model,
-        slurm_partition=partition,
+        gpu=one_gpu,
+        gpu_model=gpu_model(one_gpu),
+        slurm_partition=partition(one_gpu),
         slurm_account=account,
     params:
         plan=PLAN,
@@ -43,7 +43,7 @@ rule analyze:
     resources:
         mem_mb=memory(4000),
         runtime=minutes(60),
-        slurm_partition=partition,
+        slurm_partition=site.partition or "",
         slurm_account=account,
     params:
         plan=PLAN,

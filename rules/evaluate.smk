@@ -16,9 +16,9 @@ rule evaluate_model:
     resources:
         mem_mb=memory(lambda run: run.resources["mem_mb"]),
         runtime=minutes(240),
-        gpu=lambda wildcards: min(gpus(wildcards), 1),
-        gpu_model=gpu_model,
-        slurm_partition=partition,
+        gpu=one_gpu,
+        gpu_model=gpu_model(one_gpu),
+        slurm_partition=partition(one_gpu),
         slurm_account=account,
     params:
         plan=PLAN,
@@ -43,9 +43,9 @@ rule evaluate_bfcl:
     resources:
         mem_mb=memory(lambda run: run.resources["mem_mb"]),
         runtime=minutes(480),
-        gpu=lambda wildcards: min(gpus(wildcards), 1),
-        gpu_model=gpu_model,
-        slurm_partition=partition,
+        gpu=one_gpu,
+        gpu_model=gpu_model(one_gpu),
+        slurm_partition=partition(one_gpu),
         slurm_account=account,
     params:
         plan=PLAN,
@@ -70,7 +70,7 @@ rule evaluate_bfcl_synthetic:
     resources:
         mem_mb=memory(2000),
         runtime=minutes(60),
-        slurm_partition=partition,
+        slurm_partition=site.partition or "",
         slurm_account=account,
     params:
         plan=PLAN,

@@ -20,9 +20,10 @@ rule train:
     resources:
         mem_mb=memory(lambda run: run.resources["mem_mb"]),
         runtime=minutes(lambda run: run.resources["runtime"]),
+        cpus_per_task=lambda wildcards: plan.run(wildcards.run).resources["threads"],
         gpu=gpus,
-        gpu_model=gpu_model,
-        slurm_partition=partition,
+        gpu_model=gpu_model(gpus),
+        slurm_partition=partition(gpus),
         slurm_account=account,
     params:
         plan=PLAN,

@@ -121,18 +121,29 @@ def minutes(duration):
 
 
 def gpus(wildcards):
-    """Of the run that the job works on; a job over several runs takes one GPU if any of them needs some."""
-    if "run" in wildcards.keys():
-        return plan.run(wildcards.run).resources["gpus"]
-    return min(1, max(run.resources["gpus"] for run in plan.runs))
+    """Of the training job of a run."""
+    return plan.run(wildcards.run).resources["gpus"]
 
 
-def gpu_model(wildcards):
-    return site.gpu_model or "" if gpus(wildcards) else ""
+def one_gpu(wildcards):
+    """To answer or measure with a model: one GPU if any run of that model trains on some."""
+    name = plan.run(wildcards.run).config["model"]["name"] if "run" in wildcards.keys() else None
+    return int(any(count for model, count in GPUS_OF_MODEL.items() if name in (None, model)))
 
 
-def partition(wildcards):
-    return (site.gpu_partition if gpus(wildcards) else site.partition) or ""
+def gpu_model(count):
+    """``count``: function of wildcards, one of the two above."""
+    return lambda wildcards: (site.gpu_model or "") if count(wildcards) else ""
+
+
+def partition(count):
+    return lambda wildcards: (site.gpu_partition if count(wildcards) else site.partition) or ""
+
+
+GPUS_OF_MODEL = {}
+for run in plan.runs:
+    model = run.config["model"]["name"]
+    GPUS_OF_MODEL[model] = max(GPUS_OF_MODEL.get(model, 0), run.resources["gpus"])
 
 
 def account(wildcards):

@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from restool.planning import resources
+
 
 def jobs(output: str) -> dict[str, int]:
     """The table of jobs that a dry run prints."""
@@ -106,13 +108,14 @@ def test_only_edited_methods_run_again_and_reverting_runs_nothing(clone):
     assert all(m.endswith("-s3") for m in trained)
 
 
-def pretend_everything_is_done(clone) -> list[str]:
+def pretend_everything_is_done(clone, experiment: str = "quick") -> list[str]:
     """Put an empty file at every output and have Snakemake record it as made with the current parameters."""
-    summary = clone.snakemake("--summary")
+    chosen = ("--config", f"experiment={experiment}")
+    summary = clone.snakemake("--summary", *chosen)
     outputs = [line.split("\t")[0] for line in summary.output.splitlines()[1:]]
     for output in outputs:
         clone.write(output, "{}\n")
-    touched = clone.snakemake("--touch")
+    touched = clone.snakemake("--touch", *chosen)
     assert touched.status == 0, touched.output
     return outputs
 
@@ -124,16 +127,44 @@ def test_lint_finds_nothing_but_the_known_exception(clone):
     assert complaints <= {"* Specify a conda environment or container for each rule.:"}
 
 
-def test_slurm_site_file_names_partition_account_and_gpu(clone):
+def test_slurm_jobs_ask_for_what_the_site_file_and_the_run_say(clone):
+    """The real plugin against an `sbatch` that notes its arguments and refuses."""
     clone.write(
         "workflow/profiles/slurm/site.yaml",
         "account: lab\npartition: cpus\ngpu_partition: gpus\ngpu_model: h100\nmemory_factor: 2\n",
     )
-    done = clone.snakemake("-n", "--quiet", "reason", "host", "--config", "experiment=paper", "--verbose")
-    assert done.status == 0, done.output
-    done = clone.snakemake("-n", "-p", "--config", "experiment=paper", "--no-hooks")
-    resources = [line for line in done.output.splitlines() if "resources:" in line]
-    assert any("gpu_model=h100" in line and "slurm_partition=gpus" in line for line in resources)
+    for program, script in [
+        ("sbatch", 'printf "%s\\n" "$*" >> sbatch.log; exit 1'),
+        ("sacctmgr", "echo lab"),
+        ("sacct", "exit 0"),
+        ("squeue", "exit 0"),
+        ("scontrol", "exit 0"),
+    ]:
+        clone.write(f"bin/{program}", f"#!/bin/sh\n{script}\n")
+        (clone.path / "bin" / program).chmod(0o755)
+    outputs = pretend_everything_is_done(clone, "paper")
+    done_file = next(path for path in outputs if "14b-rest_fixed" in path and path.endswith("s0/done.json"))
+    plan = json.loads((clone.path / "results/paper/plan.json").read_text())
+    run = next(run for run in plan["runs"] if f"/{run['id']}/" in done_file)
+    wanted = [done_file, "results/paper/runs/qwen3_14b-base-none-s0/eval/api-bank/summary.json"]
+    for name in wanted:
+        (clone.path / name).unlink()
+    path = f"{clone.path / 'bin'}:{clone.variables['PATH']}"
+    arguments = ["--config", "experiment=paper", "--profile", "slurm", "--retries", "0"]
+    clone.snakemake(*wanted, *arguments, PATH=path)
+    submitted = (clone.path / "sbatch.log").read_text().splitlines()
+    training = next(line for line in submitted if "rule_train" in line)
+    needed = resources(run["config"], run["kind"])
+    assert f"--gpus=h100:{needed['gpus']}" in training
+    assert f"--mem {2 * needed['mem_mb']} " in training
+    assert f"-t {needed['runtime']} " in training
+    assert f"--cpus-per-task={needed['threads']}" in training
+    assert "--nodes=1" in training
+    assert "ntasks-per-gpu" not in training
+    assert "-A lab" in training
+    assert re.search(r"-p '?gpus'?", training)
+    evaluation = next(line for line in submitted if "rule_evaluate_model" in line)
+    assert "--gpus=h100:1" in evaluation
 
 
 def test_unknown_site_key_is_one_line(clone):
