@@ -194,14 +194,23 @@ def _planned(settings: RunSettings, parent: str | None) -> dict[str, Any]:
 
 
 def _assign_evaluations(runs: dict[str, dict[str, Any]], experiment: ExperimentSettings) -> None:
-    """``first_seed``: only the lowest seed of each model, method and schedule."""
+    """``first_seed`` or a list of methods: only the lowest seed of each model, method and schedule."""
     first: dict[str, int] = {}
     for run in runs.values():
         group = run["id"].rsplit("-s", 1)[0]
         first[group] = min(first.get(group, run["config"]["seed"]), run["config"]["seed"])
-    for run in runs.values():
-        is_first = run["config"]["seed"] == first[run["id"].rsplit("-s", 1)[0]]
-        run["evaluations"] = [name for name, which in experiment.evaluations.items() if which == "all" or is_first]
+    methods = {run["config"]["method"]["name"] for run in runs.values()}
+    for name, which in experiment.evaluations.items():
+        unknown = [method for method in which if method not in methods] if isinstance(which, list) else []
+        if unknown:
+            raise ConfigurationError(
+                f"key 'experiment.evaluations.{name}': no run of method '{unknown[0]}'{nearest(unknown[0], methods)}"
+            )
+        for run in runs.values():
+            is_first = run["config"]["seed"] == first[run["id"].rsplit("-s", 1)[0]]
+            is_listed = isinstance(which, str) or run["config"]["method"]["name"] in which
+            if which == "all" or (is_first and is_listed):
+                run["evaluations"].append(name)
 
 
 def _from_json(content: dict[str, Any], directory: Path) -> Plan:

@@ -232,7 +232,9 @@ class ExperimentSettings(Settings):
     extra: list[MatrixSettings] = []
     excluded: list[ExclusionSettings] = Field([], description="methods of the paper left out, and why")
     sft_seed: int = Field(description="seed of the SFT run that methods with start=sft begin from")
-    evaluations: dict[Literal["held-out", "bfcl-synthetic", "api-bank", "bfcl"], Literal["all", "first_seed"]]
+    evaluations: dict[
+        Literal["held-out", "bfcl-synthetic", "api-bank", "bfcl"], Literal["all", "first_seed"] | list[str]
+    ] = Field(description="which runs: all, the lowest seed of each method, or that of the methods in a list")
     variance: VarianceSettings | None = None
     reference: str = Field(description="method that the paired differences are taken against")
 
