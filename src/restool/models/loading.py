@@ -50,9 +50,12 @@ def load(
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        model, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     except Exception as error:  # whatever a damaged file makes the libraries raise
         raise ModelError(f"cannot load a model from {path}: {_one_line(error)}") from error
+    if found["missing_keys"]:  # the library would go on with random values
+        missing = sorted(found["missing_keys"])
+        raise ModelError(f"{path} lacks {len(missing)} weights, the first of them {missing[0]}; copy the folder again")
     if not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer in {path} has no chat template; use an instruct model, or add chat_template.jinja to it"

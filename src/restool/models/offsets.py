@@ -181,4 +181,5 @@ def _decode_stepwise(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]]) 
 
 def _shared(prefix: str, text: str) -> int:
     """Length of the common beginning: a prefix may end in a replacement character that later ids complete."""
-    return next((place for place, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b), len(prefix))
+    differing = (place for place, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b)
+    return len(prefix) if text.startswith(prefix) else next(differing, min(len(prefix), len(text)))

@@ -73,6 +73,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         tokenizer_object=tokenizer,
         eos_token=TURN_END,
         pad_token=END_OF_TEXT,
+        additional_special_tokens=[TURN_START],
         chat_template=_CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
