@@ -188,7 +188,7 @@ class DecodingSettings(Settings):
     max_new_tokens: int = Field(gt=0)
     temperature: float = Field(ge=0, description="0: greedy")
     max_model_tokens: int = Field(gt=0, description="prompt and answer together; longer prompts count as over_length")
-    batch_tokens: int = Field(gt=0, description="most prompt tokens decoded side by side")
+    batch_tokens: int = Field(gt=0, description="most tokens (prompts and answers) held in the key-value cache at once")
 
 
 class EvaluationSettings(Settings):
