@@ -61,9 +61,10 @@ class TokenClasses:
 
 @dataclass(frozen=True)
 class ScoreNorms:
-    """Per sampled token (N): entropy H, 1 - sum p^2 (the expectation of the squared score norm), the norm of the token that
-    was drawn, and its region. That region depends on the draw, so only over all tokens does the drawn norm estimate
-    the expected one."""
+    """Per sampled token (N): entropy H, 1 - sum p^2 (the expectation of the squared score norm), the norm of the token
+    that was drawn, and its region. That region depends on the draw, so only over all tokens does the drawn norm
+    estimate the expected one.
+    """
 
     entropy_N: Tensor
     expected_N: Tensor

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 _FLOOR = 1e-3  # nats; a region that is never in doubt would get all the weight
+_W_MAX = 8.0  # the released code's cap
 _PAPER_REGIONS = ("FORMAT", "NAME", "ARGUMENTS", "THINK")
 
 # Weightings in the order of the figure; `fitted` ones take region weights from the other half of the prompts.
