@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,14 +39,14 @@ class Clone:
         path = f"{PROGRAMS}:{os.environ['PATH']}"
         return {"PATH": path, "HOME": str(self.home), "LANG": "C.UTF-8", "RESTOOL_ENVS": str(ROOT / ".venvs"), **kept}
 
-    def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
+    def start(self, *command: str, output: Any = subprocess.PIPE, **variables: str) -> subprocess.Popen[str]:
         """Begin a command here: nothing on its input, both streams together, in a process group of its own."""
         return subprocess.Popen(
             command,
             cwd=self.path,
             env={**self.variables, **variables},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,

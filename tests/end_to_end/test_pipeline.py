@@ -64,57 +64,48 @@ def test_second_call_has_nothing_to_do_and_still_says_where_the_report_is(finish
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
-def test_killed_in_the_middle_the_same_command_resumes_and_ends_the_same(finished_clone, clone):
-    """kill -9 of the wrapper, of Snakemake and of a training job, at three different places."""
+def test_stopped_and_killed_in_the_middle_the_same_command_resumes_and_ends_the_same(finished_clone, clone):
+    """Ctrl-C, then kill -9 of all processes, then kill -9 of the wrapper alone, each at another stage."""
     shutil.copytree(finished_clone.path / "results/prepared", clone.path / "results/prepared")
     command = clone.reproduce("test")
+    sft, *rl = RUNS
 
-    kill_when(clone, command, lambda: has_lines(clone, RUNS[0], 5), everything=True)
-    assert not (clone.path / "results/test/runs" / RUNS[0] / "done.json").exists()
+    output = stop_when(clone, command, lambda: has_lines(clone, sft, 45), signal.SIGINT, os.killpg)
+    assert "The same command goes on from here." in output
+    assert not (clone.path / "results/test/runs" / sft / "done.json").exists()
 
-    kill_when(clone, command, lambda: any(has_lines(clone, run, 2) for run in RUNS[1:]), everything=False)
+    stop_when(clone, command, lambda: has_lines(clone, sft, 90), signal.SIGKILL, os.killpg)
+    assert not (clone.path / "results/test/runs" / sft / "done.json").exists()
+
+    stop_when(clone, command, lambda: any(has_lines(clone, run, 2) for run in rl), signal.SIGKILL, os.kill)
 
     done = clone.call(*command, timeout=500)
     assert done.status == 0, done.output
     for run in RUNS:
         assert metrics(clone, run) == metrics(finished_clone, run), run
-        ours, theirs = (
-            c.path / "results/test/runs" / run / "eval/held-out/items.jsonl" for c in (clone, finished_clone)
-        )
-        assert ours.read_bytes() == theirs.read_bytes()
+        items = f"results/test/runs/{run}/eval/held-out/items.jsonl"
+        assert (clone.path / items).read_bytes() == (finished_clone.path / items).read_bytes()
 
 
-def kill_when(clone, command, condition, *, everything: bool) -> None:
-    """Start the command and send SIGKILL as soon as ``condition`` holds: to all its processes or to the first."""
-    process = clone.start(*command)
-    try:
+def stop_when(clone, command, condition, kind: signal.Signals, send) -> str:
+    """Start the command and send it a signal as soon as ``condition`` holds: to its whole group, or to it alone."""
+    with (clone.path / "output.txt").open("w+") as output:
+        process = clone.start(*command, output=output)
         deadline = time.monotonic() + 240
-        while not condition():
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline, "nothing happened"
-            time.sleep(0.02)
-    finally:
-        (os.killpg if everything else os.kill)(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        try:
+            while not condition():
+                assert process.poll() is None, (clone.path / "output.txt").read_text()
+                assert time.monotonic() < deadline, "nothing happened"
+                time.sleep(0.02)
+        finally:
+            send(process.pid, kind)
+            process.wait(timeout=60)
+    return (clone.path / "output.txt").read_text()
 
 
 def has_lines(clone, run: str, count: int) -> bool:
     path = clone.path / "results/test/runs" / run / "metrics.jsonl"
     return path.exists() and path.read_bytes().count(b"\n") >= count
-
-
-def test_interrupt_from_the_keyboard_stops_all_and_says_how_to_go_on(finished_clone, clone):
-    shutil.copytree(finished_clone.path / "results/prepared", clone.path / "results/prepared")
-    process = clone.start(*clone.reproduce("test"))
-    while not has_lines(clone, RUNS[0], 2):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode not in (0, None)
-    assert "The same command goes on from here." in output
-    assert not (clone.path / "results/test/runs" / RUNS[0] / "done.json").exists()
 
 
 def real_data() -> Path | None:
