@@ -73,7 +73,7 @@ class Qwen3Decoder:
         dtype = weights.embedding.dtype
         self._prompt = torch.zeros(*heads, max(lengths), self._head_dim, dtype=dtype, device=device)
         self._suffix = torch.empty(*heads, samples, max_new_tokens, self._head_dim, dtype=dtype, device=device)
-        return torch.cat([self._read(prompts, part) for part in _parts(lengths, _READ_TOGETHER[device.type])])
+        return torch.cat([self._read(prompts, part) for part in _parts(lengths, _READ_TOGETHER.get(device.type, 2048))])
 
     def advance(self, ids_R: Tensor) -> Tensor:
         weights = self._weights

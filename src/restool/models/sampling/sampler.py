@@ -79,9 +79,9 @@ class Sampler:
         if not all(prompts):
             raise ModelError("a prompt has no tokens; check the chat template")
         self.refresh()
-        rows, shape = len(prompts) * samples, (max_new_tokens, len(prompts) * samples)
+        rows = len(prompts) * samples
         uniform_TB = drawing.uniforms(rows, max_new_tokens, seed).to(self._device) if temperature > 0 else None
-        output = _Output(shape, self._device)
+        output = _Output((max_new_tokens, rows), self._device)
         limit = batch_tokens or DEFAULT_BATCH_TOKENS
         for batch in self._batches(prompts, samples, max_new_tokens, limit):
             row_R = (torch.tensor(batch)[:, None] * samples + torch.arange(samples)).flatten().to(self._device)
@@ -178,4 +178,4 @@ def make_sampler(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sto
         decoder: Decoder = Qwen3Decoder(model)
     else:
         decoder = GenericDecoder(model, tokenizer.pad_token_id or 0)
-    return Sampler(decoder, stop_ids, model.config.vocab_size, model.device)
+    return Sampler(decoder, stop_ids, model.config.get_text_config().vocab_size, model.device)

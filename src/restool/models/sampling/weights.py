@@ -28,9 +28,9 @@ class Weights:
         body = model.model
         self.embedding = body.embed_tokens.weight.detach()
         small = self.embedding.dtype == torch.float32 and model.num_parameters() <= _COPIED
-        form = FusedLayer if small else PlainLayer
-        self.layers = [form(layer) for layer in body.layers]
-        self._head = _Fused(body.norm, model.lm_head) if small else _Plain(body.norm, model.lm_head)
+        form = _Fused if small else _Plain
+        self.layers = [Layer(layer, form) for layer in body.layers]
+        self._head = form(body.norm, model.lm_head)
         self._rotary = body.rotary_emb
         norm = torch.stack([_query_key_norm(layer) for layer in body.layers])[:, None]  # (layers, 1, heads, D)
         first, second = norm.chunk(2, -1)
@@ -47,22 +47,18 @@ class Weights:
         return self._head(state)
 
 
-class PlainLayer:
+class Layer:
     """One decoder layer without its cache."""
 
-    def __init__(self, layer: Qwen3DecoderLayer):
+    def __init__(self, layer: Qwen3DecoderLayer, form: type[_Plain] | type[_Fused]):
         attention, feed_forward = layer.self_attn, layer.mlp
         self._head_dim = attention.head_dim
         self._kv_heads = attention.k_proj.weight.shape[0] // attention.head_dim
         self._constant = _constant(attention.q_norm)
-        self._in = self._behind(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj)
-        self._up = self._behind(layer.post_attention_layernorm, feed_forward.gate_proj, feed_forward.up_proj)
+        self._in = form(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj)
+        self._up = form(layer.post_attention_layernorm, feed_forward.gate_proj, feed_forward.up_proj)
         self._out = attention.o_proj.weight.detach().T
         self._down = feed_forward.down_proj.weight.detach().T
-
-    @staticmethod
-    def _behind(norm: Qwen3RMSNorm, *linears: torch.nn.Linear) -> _Plain | _Fused:
-        return _Plain(norm, *linears)
 
     def attend_with(
         self, state: Tensor, cosine: Tensor, sine: Tensor, shape: tuple[int, ...]
@@ -80,14 +76,6 @@ class PlainLayer:
         state = torch.addmm(state, mixed, self._out)
         gate, up = self._up(state).chunk(2, -1)
         return torch.addmm(state, functional.silu(gate).mul_(up), self._down)
-
-
-class FusedLayer(PlainLayer):
-    """The same with fused matrices."""
-
-    @staticmethod
-    def _behind(norm: Qwen3RMSNorm, *linears: torch.nn.Linear) -> _Plain | _Fused:
-        return _Fused(norm, *linears)
 
 
 class _Plain:
