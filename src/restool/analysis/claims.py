@@ -210,7 +210,7 @@ def _by_seed(runs: list[Run], arm: Arm, metric: str) -> tuple[dict[int, float], 
     benchmark, place, name = METRICS[metric]
     values, n_items = {}, 0
     for run in runs:
-        summary = run.directory.summary(benchmark) if arm.has(run) else None
+        summary = run.summary(benchmark) if arm.has(run) else None
         if not summary or summary.get("limit"):  # a limited run is no estimate of the whole benchmark
             continue
         value = summary[place].get(name)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from restool import files
-from restool.core.errors import RunError
+from restool.core.errors import RestoolError, RunError
 from restool.runs import RunDirectory
 from restool.settings import ExperimentSettings, RunSettings, validate
 
@@ -51,15 +51,27 @@ class Run:
     def seed(self) -> int:
         return self.settings.seed
 
+    @cached_property
+    def is_current(self) -> bool:
+        """Whether the directory holds this run, rather than none or one of other training settings."""
+        try:
+            return self.directory.settings.decisive() == self.settings.decisive()
+        except RestoolError:
+            return False
+
     @property
     def is_done(self) -> bool:
-        return self.directory.is_done
+        return self.is_current and self.directory.is_done
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """One row a step, in order; where a resumed run wrote a step twice, the later row counts."""
-        rows = {row["step"]: row for row in self.directory.metrics() if "step" in row}
+        rows = {row["step"]: row for row in self.directory.metrics() if "step" in row} if self.is_current else {}
         return [rows[step] for step in sorted(rows)]
+
+    def summary(self, benchmark: str) -> dict[str, Any] | None:
+        """What the evaluation found; None if it has not run on this run's model."""
+        return self.directory.summary(benchmark) if self.is_done else None
 
     @cached_property
     def environment(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def choose(experiment: Experiment) -> list[dict[str, Any]]:
 def _run(experiment: Experiment) -> Run | None:
     order = {"rest_released": 0, "rest_fixed": 1}
     runs = sorted(experiment.rl_runs, key=lambda run: (order.get(run.method, 2), run.seed))
-    return next((run for run in runs if any(r["answers"] for r in run.directory.rollouts())), None)
+    return next((run for run in runs if run.is_current and any(r["answers"] for r in run.directory.rollouts())), None)
 
 
 def _shown(run: Run, step: int, reference: float, prompt: str, answer: dict[str, Any]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _training(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _categories(run: Run) -> list[str]:
-    return list((run.directory.summary("held-out") or {}).get("categories", {}))
+    return list((run.summary("held-out") or {}).get("categories", {}))
 
 
 def _held_out(run: Run) -> Iterator[dict[str, Any]]:
@@ -239,7 +239,7 @@ def _family(seeds: dict[str, dict[int, float]], reference: str) -> list[dict[str
 
 
 def _benchmark(run: Run, benchmark: str) -> list[dict[str, Any]]:
-    summary = run.directory.summary(benchmark)
+    summary = run.summary(benchmark)
     if summary is None:
         return [{"not_run": "no result in the run directory"}]
     if summary.get("not_run"):
