@@ -20,6 +20,7 @@ from rich.table import Table
 from restool.core.errors import ConfigurationError, RestoolError, RunError, nearest
 
 if TYPE_CHECKING:
+    from restool.analysis.answers import Weighting
     from restool.experiments import Plan, PlannedRun
     from restool.settings import RunSettings
 
@@ -429,25 +430,28 @@ def show(
     step: Annotated[int | None, typer.Option(help="training step; default: the last written")] = None,
     worst: Annotated[int, typer.Option(help="this many answers of lowest reward", min=0)] = 0,
     best: Annotated[int, typer.Option(help="this many answers of highest reward", min=0)] = 0,
+    weights: Annotated[
+        str | None, typer.Option(help="scheme, scheme:argument=value,… or method; default: the run's own weights")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="the same, for the second column; default: uniform (fixed for a uniform run)")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Print sampled answers, each token coloured by region, with reward parts, weights and advantage."""
+    """Print sampled answers, each token coloured by region, with its weight under two schemes side by side."""
+    from restool.analysis import answers
     from restool.runs import RunDirectory
 
     directory = RunDirectory(run)
     _ = directory.settings  # an error if this is no run folder
-    rollouts = directory.rollouts()
-    if not rollouts:
-        raise RunError(f"{run} has no rollouts.jsonl; only RL runs write sampled answers")
-    steps = sorted({r["step"] for r in rollouts})
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise ConfigurationError(f"no answers were written at step {step}; there are: {', '.join(map(str, steps))}")
-    answers = [(r, a) for r in rollouts if r["step"] == step for a in r["answers"]]
-    if worst or best:
-        ranked = sorted(answers, key=lambda pair: pair[1]["reward"])
-        answers = ranked[:worst] + (ranked[-best:] if best else [])
-    for rollout, answer in answers:
-        _print_answer(rollout, answer)
+    chosen = [_weighting(text) if text else None for text in (weights, against)]
+    found = answers.compare(directory, step=step, worst=worst, best=best, first=chosen[0], second=chosen[1])
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+        return
+    from restool.analysis.answers_text import print_comparison
+
+    print_comparison(Console(width=None if sys.stdout.isatty() else 100, highlight=False), found)
 
 
 # ------------------------------------------------------------------------------------------------------ parts
@@ -563,40 +567,17 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     _console().print(table)
 
 
-REGION_STYLES = {
-    "FORMAT": "bold blue",
-    "NAME": "bold magenta",
-    "ARGUMENTS": "green",
-    "THINK": "yellow",
-    "RESPONSE": "cyan",
-    "OTHER": "dim",
-}
+def _weighting(text: str) -> Weighting:
+    """A token-weight scheme with its arguments, or a method of configs/method, which has both."""
+    from restool import algorithms, experiments
+    from restool.analysis import answers
+    from restool.core.weights import SCHEMES
 
-
-def _print_answer(rollout: dict[str, Any], answer: dict[str, Any]) -> None:
-    from rich.text import Text
-
-    console = _console()
-    console.rule(
-        f"step {rollout['step']}  reward {answer['reward']:.2f} (format {answer['format']:.2f}, correctness "
-        f"{answer['correctness']:.2f})  advantage {answer['advantage']:+.2f}"
-    )
-    text = Text()
-    for (start, end), region in zip(answer["offsets"], answer["regions"], strict=True):
-        name = region if isinstance(region, str) else _region_name(region)
-        text.append(answer["text"][start:end], style=REGION_STYLES[name.upper()])
-    console.print(text)
-    weights = Table("token", "region", "weight")
-    for (start, end), region, weight in zip(answer["offsets"], answer["regions"], answer["weights"], strict=True):
-        name = region if isinstance(region, str) else _region_name(region)
-        weights.add_row(repr(answer["text"][start:end]), name.lower(), f"{weight:.3f}")
-    console.print(weights)
-
-
-def _region_name(region: int) -> str:
-    from restool.core.regions import Region
-
-    return Region(region).name
+    methods = experiments.configs_directory() / "method"
+    if text.partition(":")[0] in SCHEMES or not (methods / f"{text}.yaml").exists():
+        return answers.parse_weighting(text)
+    method = _compose([f"method={text}"]).method
+    return answers.Weighting(text, algorithms.get(method.algorithm).weights, method.weights)
 
 
 def main() -> None:

@@ -149,9 +149,7 @@ def parse_weighting(text: str) -> Weighting:
     try:
         arguments = yaml.safe_load("{" + given.replace("=", ": ") + "}")
     except yaml.YAMLError:
-        raise ConfigurationError(
-            f"'{text}' is no weighting; write it as scheme:argument=value,argument=value"
-        ) from None
+        raise ConfigurationError(f"'{text}': write a weighting as scheme:argument=value,argument=value") from None
     weights.check_arguments(scheme, arguments)
     return Weighting(text, scheme, arguments)
 

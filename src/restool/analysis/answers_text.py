@@ -30,7 +30,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     first, second = (weighting.label for weighting in comparison.weightings)
     console.print(
         f"{visible(comparison.run)}, step {comparison.step} (reference step {comparison.reference_step:g}), "
-        f"{len(comparison.answers)} of {comparison.of} written answers; weights: {first} against {second}",
+        f"{len(comparison.answers)} of {comparison.of} written answers\nweights: {first} against {second}",
         markup=False,
     )
     if console.is_terminal:
@@ -40,6 +40,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         console.print(_coloured(answer), soft_wrap=False)
         console.print(_parts(answer, (first, second), console.width))
     if comparison.answers:
+        console.rule(characters="─")
         console.print(_spread(comparison))
 
 
@@ -88,7 +89,7 @@ def _parts(answer: WeighedAnswer, labels: tuple[str, str], width: int) -> Table:
     rows = answer.pieces()
     if len(rows) > _MOST_ROWS:
         rows = pieces(answer.text, answer.offsets, answer.regions, answer.weights, by_region=True)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="italic")
+    table = _table()
     table.add_column("tokens", justify="right")
     table.add_column("region")
     for label in labels:
@@ -99,6 +100,12 @@ def _parts(answer: WeighedAnswer, labels: tuple[str, str], width: int) -> Table:
         text = Text(_short(visible(row.text).replace("\n", "↵"), room), style=_style(row))
         table.add_row(str(row.tokens), Text(row.region, STYLES[row.region]), *map(_weight, row.weights), text)
     return table
+
+
+def _table(title: str | None = None) -> Table:
+    return Table(
+        title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="italic"
+    )
 
 
 def _weight(pair: tuple[float, float]) -> str:
@@ -116,7 +123,7 @@ def _short(text: str, room: int) -> str:
 
 def _spread(comparison: Comparison) -> Table:
     """By region: share of tokens at zero and raised, and the mean weight, under both weightings."""
-    table = Table(title="by region, over the answers above", title_justify="left", header_style="italic")
+    table = _table("by region, over these answers")
     table.add_column("region")
     table.add_column("tokens", justify="right")
     for weighting in comparison.weightings:
