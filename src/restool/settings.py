@@ -33,6 +33,7 @@ class TinyArchitecture(Settings):
     vocabulary: int = Field(gt=256, description="largest size of the byte-pair vocabulary trained on the data")
     max_positions: int = Field(gt=0)
     rope_theta: float = Field(gt=0)
+    init_std: float = Field(gt=0, description="standard deviation of the initial weights; about 1/sqrt(hidden_size)")
     init_seed: int
 
 

@@ -96,6 +96,7 @@ def build_tiny(arch: TinyArchitecture, tokenizer: PreTrainedTokenizerFast) -> Qw
         num_key_value_heads=arch.kv_heads,
         head_dim=arch.head_dim,
         max_position_embeddings=arch.max_positions,
+        initializer_range=arch.init_std,
         rope_parameters={"rope_type": "default", "rope_theta": arch.rope_theta},
         tie_word_embeddings=True,
         use_cache=True,  # False would be saved, and transformers would recompute the prefix at every token
