@@ -24,7 +24,7 @@ def _architecture(**changes) -> TinyArchitecture:
         "vocabulary": 400,
         "max_positions": 512,
         "rope_theta": 10000.0,
-        "init_std": 0.08,
+        "init_std": 0.02,
         "init_seed": 3,
     }
     return TinyArchitecture(**(values | changes))
