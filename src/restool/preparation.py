@@ -207,15 +207,13 @@ def _answer(row: Row) -> str:
 
 
 def _measure_and_filter(settings: RunSettings, data: DataSet, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Fill ``data.lengths``; drop the RL prompts that are too long, or count those that training will cut."""
-    from restool.models.chat import prompt_ids
-
-    def prompt_tokens(row: Row) -> int:
-        return len(prompt_ids(tokenizer, row.system, row.user, thinking=settings.model.thinking))
+    """Fill ``data.lengths``; drop the RL prompts that are too long, and count them."""
+    from restool.models.chat import prompt_ids_batch
 
     limit = settings.data.max_prompt_tokens
     for split, content in data.splits.items():
-        prompts = [prompt_tokens(row) for row in content]
+        texts = [(row.system, row.user) for row in content]
+        prompts = [len(ids) for ids in prompt_ids_batch(tokenizer, texts, thinking=settings.model.thinking)]
         answers = _encoded_lengths(tokenizer, [_answer(row) for row in content])
         data.lengths[split] = {
             "prompt_tokens": summary(prompts),
@@ -226,7 +224,7 @@ def _measure_and_filter(settings: RunSettings, data: DataSet, tokenizer: PreTrai
             "answer_characters": summary([len(_answer(row)) for row in content]),
             "prompts_over_limit": sum(tokens > limit for tokens in prompts),
         }
-        if split == "train" and settings.data.overlong == "drop":
+        if split == "train":
             kept = [row for row, tokens in zip(content, prompts, strict=True) if tokens <= limit]
             if len(kept) < len(content):
                 data.dropped[f"train: prompt longer than {limit} tokens"] = len(content) - len(kept)
