@@ -37,6 +37,7 @@ environment:
   MLFLOW_TRACKING_URI  where results are imported; default sqlite:///results/mlflow.db
 """
 DEFAULT = "quick"
+STOPPED = "Stopped. The same command goes on from here."
 NOTHING_RUNS = {"-n", "--dry-run", "--dryrun", "--lint", "--list", "-l", "--unlock", "--summary", "-S", "--dag"}
 NOTHING_RUNS |= {"-h", "--help", "-v", "--version", "--rulegraph", "--filegraph", "--list-rules", "--report"}
 CORES = ("-c", "--cores", "-j", "--jobs")
@@ -74,19 +75,19 @@ def _run(programs: Path, experiment: str, flags: list[str], held: int) -> int:
     status = _call(command, held)
     if status == 0 and not NOTHING_RUNS.intersection(flags):
         print(_where(programs, experiment))
-    elif status < 0 or status in (130, 143):
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        return 128 - status if status < 0 else status
     return status
 
 
 def _call(command: list[str], held: int) -> int:
-    """Run Snakemake in the foreground; it holds the lock too, for as long as it lives."""
+    """Run Snakemake in the foreground; it holds the lock too, for as long as it lives. Returns its exit status."""
     settings = {"PYTHONUNBUFFERED": "1", "PATH": f"{Path(command[0]).parent}{os.pathsep}{os.environ['PATH']}"}
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, pass_fds=[held])
 
+    received: list[int] = []
+
     def pass_on(number: int, _: object) -> None:
         """A terminal's Ctrl-C reaches Snakemake and its jobs by itself; other signals are ours to hand down."""
+        received.append(number)
         if number != signal.SIGINT:
             process.send_signal(signal.SIGINT)
             for pid in lock.processes_of(os.environ[lock.VARIABLE]):
@@ -95,7 +96,11 @@ def _call(command: list[str], held: int) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
-    return process.wait()
+    status = process.wait()
+    if received and status:
+        print(f"\n{STOPPED}", file=sys.stderr)
+        return 128 + received[0]
+    return 128 - status if status < 0 else status
 
 
 def _with_experiment(flags: list[str], experiment: str) -> list[str]:
@@ -157,5 +162,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        print(f"\n{STOPPED}", file=sys.stderr)
         sys.exit(130)
