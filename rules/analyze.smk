@@ -35,7 +35,14 @@ rule analyze:
         summaries=summaries(),
         variance=VARIANCE if plan.variance else [],
     output:
-        touch(ANALYZED),
+        stamp=touch(ANALYZED),
+        figures=report(
+            directory(f"{ANALYSIS}/figures"),
+            patterns=["{figure}.png"],
+            caption="../workflow/report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
     log:
         f"{LOGS}/analyze.log",
     benchmark:
@@ -48,6 +55,7 @@ rule analyze:
     params:
         plan=PLAN,
         code=source_hash("analysis"),
+        captions=captions(),
         experiment=plan.experiment.model_dump(mode="json"),
     message:
         "Tables and figures"

@@ -9,7 +9,7 @@ rule report:
     input:
         ANALYZED,
     output:
-        REPORT,
+        report(REPORT, caption="../workflow/report/report.rst", category="Report"),
     log:
         f"{LOGS}/report.log",
     benchmark:

@@ -99,6 +99,14 @@ def source_hash(*parts):
     return files.content_hash([(str(path.relative_to(root)), files.sha256(path)) for path in found])
 
 
+def captions():
+    """Figure → caption, for `snakemake --report`."""
+    folder = Path(workflow.basedir) / "workflow" / "report"
+    return {
+        path.stem: path.read_text().strip() for path in sorted(folder.glob("*.rst")) if path.stem != "figure"
+    }
+
+
 # --- what a job asks of the scheduler; memory and time grow with the attempt
 
 
@@ -154,7 +162,8 @@ def closing_lines():
     """What a person wants to know when everything is there (./reproduce-paper says it itself)."""
     if "RESTOOL_CALL" in os.environ:
         return ""
-    programs = Path(sys.executable).parent
+    programs = os.path.relpath(Path(sys.executable).parent)
+    programs = Path(sys.executable).parent if programs.startswith("..") else programs
     return f"""
 report: {REPORT} (open it in a browser)
-MLflow: {os.path.relpath(programs)}/mlflow ui --backend-store-uri sqlite:///results/mlflow.db   then open http://127.0.0.1:5000"""
+MLflow: {programs}/mlflow ui --backend-store-uri sqlite:///results/mlflow.db   then open http://127.0.0.1:5000"""

@@ -53,6 +53,14 @@ def test_mlflow_holds_one_parent_and_one_child_a_run(finished_clone):
     assert database.execute("select count(*) from metrics").fetchone()[0] > 100
 
 
+def test_snakemake_report_holds_figures_with_captions(finished_clone):
+    done = finished_clone.snakemake("--config", "experiment=test", "--report", "workflow.zip")
+    assert done.status == 0, done.output
+    assert "Adding entropy_training.png" in done.output
+    assert "Adding report.html" in done.output
+    assert (finished_clone.path / "workflow.zip").exists()
+
+
 def test_second_call_has_nothing_to_do_and_still_says_where_the_report_is(finished_clone):
     stamps = {path: path.stat().st_mtime_ns for path in (finished_clone.path / "results/test/runs").rglob("*")}
     started = time.monotonic()
