@@ -76,7 +76,7 @@ def track(
 
 def _import(experiment: Experiment, address: str, results: Path) -> Imported:
     store = _Store(address, experiment.name, results)
-    parent = store.run(experiment.name, _parent_tags(experiment), experiment.settings.title, identity=experiment.name)
+    parent = store.run(experiment.name, _parent_tags(experiment), experiment.name, identity=experiment.name)
     finished = [run for run in experiment.runs if run.is_done]
     for run in finished:
         _import_run(store, experiment, run, parent)
@@ -126,6 +126,8 @@ class _Store:
             self._experiment = found.experiment_id
             if found.lifecycle_stage == "deleted":
                 self._client.restore_experiment(self._experiment)
+        # Without this tag the pages open with menus for chat applications.
+        self._client.set_experiment_tag(self._experiment, "mlflow.experimentKind", "custom_model_development")
         self._runs = {run.data.tags[KEY]: run for run in self._search("ACTIVE_ONLY")}
 
     def run(

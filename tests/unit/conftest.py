@@ -21,7 +21,7 @@ ANSWER = (
 LABEL = ANSWER.replace("I look it up.", "I should use the appropriate tool.")
 
 
-def write_experiment(results: Path, *overrides: str, steps: int = 12, items: int = 60) -> Path:
+def _write_experiment(results: Path, *overrides: str, steps: int = 12, items: int = 60) -> Path:
     """``quick``, planned for real, its runs made up. Returns ``results/quick``."""
     from restool.experiments import load_plan
 
@@ -192,9 +192,15 @@ def write_variance(experiment_dir: Path) -> None:
 
 @pytest.fixture(scope="session")
 def _made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = write_experiment(tmp_path_factory.mktemp("made-up") / "results")
+    directory = _write_experiment(tmp_path_factory.mktemp("made-up") / "results")
     write_variance(directory)
     return directory
+
+
+@pytest.fixture
+def write_experiment() -> Callable[..., Path]:
+    """``(results, *overrides, steps, items) -> results/quick``, made up."""
+    return _write_experiment
 
 
 @pytest.fixture

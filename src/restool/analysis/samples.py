@@ -1,71 +1,35 @@
-"""Sampled answers for the report: tokens by region, with their weight under the released and the fixed spans."""
+"""Which sampled answers the report shows: best, middle and worst of one RL run, under two weightings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
+from restool.analysis import answers
+from restool.analysis.answers import Comparison, Weighting
 from restool.analysis.experiment import Experiment, Run
+from restool.core.errors import RestoolError
 
-SHOWN = 3
-_LONGEST = 4000  # characters of one answer in the report
-
-
-def choose(experiment: Experiment) -> list[dict[str, Any]]:
-    """Best, worst and one answer between, of the last written step of one RL run (ResT if there is one).
-
-    Each: run, step, reference_step, reward, format, correctness, advantage, ground_truth, prompt, schemes (scheme name
-    -> list of {text, region, weight}).
-    """
-    run = _run(experiment)
-    if run is None:
-        return []
-    rollouts = run.directory.rollouts()
-    last = max(rollout["step"] for rollout in rollouts)
-    answers = [(r["prompt"], a) for r in rollouts if r["step"] == last for a in r["answers"]]
-    ranked = sorted(answers, key=lambda pair: pair[1]["reward"])
-    places = dict.fromkeys([len(ranked) - 1, len(ranked) // 2, 0])
-    reference = next((row.get("schedule/reference_step") for row in run.metrics if row["step"] == last), None) or 0.0
-    return [_shown(run, last, reference, *ranked[place]) for place in list(places)[:SHOWN] if 0 <= place < len(ranked)]
+LONGEST = 4000  # characters; longer answers are left out of the choice
+WEIGHTINGS = (Weighting("released spans", "released"), Weighting("fixed spans", "fixed"))
 
 
-def _run(experiment: Experiment) -> Run | None:
+def choose(experiment: Experiment) -> Comparison | None:
+    """Three answers of the last written step of one RL run, ResT if there is one; None if no run has written any."""
     order = {"rest_released": 0, "rest_fixed": 1}
-    runs = sorted(experiment.rl_runs, key=lambda run: (order.get(run.method, 2), run.seed))
-    return next((run for run in runs if run.is_current and any(r["answers"] for r in run.directory.rollouts())), None)
+    for run in sorted(experiment.rl_runs, key=lambda run: (order.get(run.method, 2), run.seed)):
+        comparison = _compared(run)
+        if comparison is not None:
+            return comparison
+    return None
 
 
-def _shown(run: Run, step: int, reference: float, prompt: str, answer: dict[str, Any]) -> dict[str, Any]:
-    from restool.core import weights
-
-    schemes: dict[str, Callable[..., Any]] = {"released spans": weights.released, "fixed spans": weights.fixed}
-    mask = [1] * len(answer["offsets"])
-    parts = ("reward", "format", "correctness", "advantage", "ground_truth")
-    return {
-        "run": run.id,
-        "step": step,
-        "reference_step": reference,
-        "prompt": prompt[-_LONGEST:],
-        **{part: answer.get(part) for part in parts},
-        "schemes": {
-            name: _tokens(answer, scheme(answer["text"], answer["offsets"], mask, reference).tolist())
-            for name, scheme in schemes.items()
-        },
-    }
-
-
-def _tokens(answer: dict[str, Any], weights: list[float]) -> list[dict[str, Any]]:
-    """Pieces of text in order; tokens that share a character (split bytes) show it once."""
-    pieces, shown = [], 0
-    for (start, end), region, weight in zip(answer["offsets"], answer["regions"], weights, strict=True):
-        if shown < end <= _LONGEST:
-            text = answer["text"][max(start, shown) : end]
-            pieces.append({"text": text, "region": _region(region), "weight": weight})
-            shown = end
-    return pieces
-
-
-def _region(region: int | str) -> str:
-    from restool.core.regions import Region
-
-    return region.lower() if isinstance(region, str) else Region(region).name.lower()
+def _compared(run: Run) -> Comparison | None:
+    if not run.is_current:
+        return None
+    try:
+        whole = answers.compare(run.directory, first=WEIGHTINGS[0], second=WEIGHTINGS[1])
+    except RestoolError:  # no answers, or in a form that this version cannot read: the report says that it shows none
+        return None
+    ranked = sorted((a for a in whole.answers if len(a.text) <= LONGEST), key=lambda answer: -answer.reward)
+    places = sorted({0, len(ranked) // 2, len(ranked) - 1}) if ranked else []
+    return replace(whole, answers=[ranked[place] for place in places]) if ranked else None

@@ -1,0 +1,169 @@
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from restool import files
+from restool.analysis import figures, findings, report, tables
+from restool.analysis.experiment import analyze, load
+from restool.core.errors import RunError
+
+
+@pytest.fixture(scope="module")
+def analyzed(_made_up: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished experiment with its analysis and report."""
+    results = tmp_path_factory.mktemp("analyzed") / "results"
+    shutil.copytree(_made_up.parent, results)
+    analyze(results / "quick")
+    report.write(results / "quick")
+    return results / "quick"
+
+
+def test_every_figure_comes_as_png_svg_and_data(analyzed: Path) -> None:
+    index = files.read_json(analyzed / "analysis/index.json")
+    assert set(index["figures"]) == set(figures.NAMES)
+    for entry in index["figures"].values():
+        assert (analyzed / entry["png"]).read_bytes().startswith(b"\x89PNG")
+        ElementTree.parse(analyzed / entry["svg"])
+        assert len(pd.read_csv(analyzed / entry["csv"])) > 0
+        assert entry["title"]
+        assert entry["caption"].endswith(".")
+
+
+def test_every_figure_has_a_caption_for_the_workflows_report() -> None:
+    folder = Path(__file__).parents[3] / "workflow/report"
+    assert {path.stem for path in folder.glob("*.rst")} >= set(figures.NAMES)
+
+
+def test_drawing_twice_gives_the_same_bytes(analyzed: Path) -> None:
+    before = {path: path.read_bytes() for path in (analyzed / "analysis/figures").iterdir()}
+    analyze(analyzed)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_the_data_of_a_figure_is_what_the_runs_say(analyzed: Path) -> None:
+    data = pd.read_csv(analyzed / "analysis/figures/reward_training.csv")
+    row = data[(data["method"] == "grpo") & (data["metric"] == "reward/total") & (data["step"] == 3)].iloc[0]
+    runs = [run for run in load(analyzed).rl_runs if run.method == "grpo"]
+    values = [run.metrics[2]["reward/total"] for run in runs]
+    assert row["unsmoothed_mean"] == pytest.approx(sum(values) / 3)
+    assert row["low"] <= row["mean"] <= row["high"]
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.scripts += tag == "script"
+        if tag in ("img", "script", "link", "iframe", "source") and not str(values.get("src", "")).startswith("data:"):
+            self.outside.append(tag)
+        if tag == "a" and not str(values["href"]).startswith("#"):
+            self.links.append(str(values["href"]))
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_report_stands_alone_and_its_links_lead_somewhere(analyzed: Path) -> None:
+    page = _Page()
+    text = (analyzed / "report.html").read_text()
+    page.feed(text)
+    assert page.outside == []
+    assert page.open == []
+    assert "url(" not in text.split("</style>")[0]
+    assert page.links
+    assert all((analyzed / link).exists() for link in page.links)
+
+
+def test_model_output_is_shown_as_text(analyzed: Path) -> None:
+    page = _Page()
+    text = (analyzed / "report.html").read_text()
+    page.feed(text)
+    assert page.scripts == 0
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_the_report_opens_with_question_label_and_verdicts(analyzed: Path) -> None:
+    text = (analyzed / "report.html").read_text()
+    head = text[text.index("<header>") : text.index("</header>")]
+    assert "do better than grpo" in head
+    assert "never evidence for or against the paper" in " ".join(head.split())
+    assert "rest_released against grpo" in head
+    assert "not distinguishable with 3 seeds" in head
+
+
+def test_findings_follow_the_intervals(experiment) -> None:
+    frames = tables.build(experiment)
+    told = {
+        f.verdict.split(" against ")[0]: f.verdict
+        for f in findings.state(experiment, frames)
+        if " against grpo" in f.verdict
+    }
+    for row in frames["differences"].itertuples():
+        if row.b == "grpo" and not row.metric.startswith("right_"):
+            clear = row.low > 0 or row.high < 0
+            named = findings.name(row.metric, row.mode) in told[row.a]
+            assert named == clear
+
+
+def test_one_seed_and_nothing_else_still_makes_a_report(tmp_path: Path, write_experiment) -> None:
+    directory = write_experiment(tmp_path / "results", "experiment.matrix.seeds=[0]", steps=3, items=20)
+    for path in directory.glob("runs/*/eval/*"):
+        if path.name != "held-out":
+            shutil.rmtree(path)
+    shutil.rmtree(directory / "runs/tiny-rest_fixed-fraction-s0")
+    for path in directory.glob("runs/*/rollouts.jsonl"):
+        path.unlink()
+    analyze(directory)
+    text = " ".join(report.write(directory).read_text().split())
+    assert "one seed" in text
+    assert "gradient variance was not measured" in text
+    assert "not run: no result in the run directory" in text
+    assert "No sampled answers" in text
+    assert "1 of 5 runs are not finished" in text
+
+
+def test_a_plan_without_any_run_still_makes_a_report(tmp_path: Path) -> None:
+    from restool.experiments import load_plan
+
+    directory = load_plan("quick", (), tmp_path / "results").directory
+    analyze(directory)
+    text = report.write(directory).read_text()
+    assert "No RL run is finished" in text
+
+
+def test_several_schedules_get_their_own_figures_and_rows(tmp_path: Path, write_experiment) -> None:
+    matrix = ("experiment.matrix.methods=[grpo,rest_fixed]", "experiment.matrix.schedules=[fraction,cosine]")
+    directory = write_experiment(tmp_path / "results", *matrix, steps=3, items=20)
+    analyze(directory)
+    index = files.read_json(directory / "analysis/index.json")
+    assert "reward_training-tiny-cosine" in index["figures"]
+    assert "grpo (tiny, cosine)" in report.write(directory).read_text()
+
+
+def test_a_report_before_its_analysis_names_what_to_do(quick: Path) -> None:
+    with pytest.raises(RunError, match="restool analyze"):
+        report.write(quick)
+
+
+def test_a_folder_without_a_plan_names_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="restool plan"):
+        analyze(tmp_path)
+
+
+def test_the_pages_style_knows_dark_and_print() -> None:
+    template = (Path(report.__file__).parent / "report.html.j2").read_text()
+    assert re.search(r"prefers-color-scheme: dark", template)
+    assert "@media print" in template
