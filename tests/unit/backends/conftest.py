@@ -7,61 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import begin, settings
 
-from restool import files, preparation, runs
+from restool import preparation
 from restool.backends.local import train
-from restool.experiments import compose_run
 from restool.runs import RunDirectory
-from restool.settings import RunSettings
-
-SMALL = [
-    "data.synthetic.train_rows=24",
-    "data.synthetic.demonstrations=120",
-    "data.synthetic.held_out_rows=8",
-    "data.synthetic.transfer_rows=4",
-    "model.tiny.hidden_size=32",
-    "model.tiny.layers=2",
-    "model.tiny.heads=2",
-    "model.tiny.kv_heads=1",
-    "model.tiny.head_dim=16",
-    "model.tiny.feed_forward=64",
-    "model.tiny.vocabulary=400",
-    "backend.device=cpu",
-    "training.sft.steps=8",
-    "training.sft.checkpoint_every=3",
-    "training.rl.steps=5",
-    "training.rl.prompts=4",
-    "training.rl.samples=4",
-    "training.rl.minibatches=2",
-    "training.rl.max_new_tokens=24",
-    "training.rl.checkpoint_every=2",
-    "training.rl.rollouts_every=2",
-]
-
-
-def settings(*overrides: str) -> RunSettings:
-    return compose_run([*SMALL, *overrides])
-
-
-def begin(path: Path, prepared: Path, chosen: RunSettings) -> RunDirectory:
-    """A run directory as the command line makes it."""
-    fingerprint = files.read_json(prepared / "manifest.json")["fingerprint"]
-    return runs.open_run(path, chosen, {"data": fingerprint, "start": "test"})
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RESTOOL_MIRROR", str(tmp_path_factory.mktemp("empty")))
-    patch.setattr("restool.data.fetch.Fetcher._download", _offline, raising=False)
+    """Prepared data without benchmarks: nothing here needs them, and nothing goes to the network."""
     out = tmp_path_factory.mktemp("prepared") / "tiny"
-    preparation.prepare(settings(), out, report=lambda line: None)
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("restool.data.fetch._read_url", _offline)
+        patch.setattr("restool.data.fetch._FIRST_WAIT_S", 0.001)
+        preparation.prepare(settings(), out, report=lambda line: None)
     return out
 
 
-def _offline(*_: object, **__: object) -> None:
-    raise OSError("offline")
+def _offline(url: str) -> bytes:
+    raise OSError(f"offline: {url}")
 
 
 @pytest.fixture
@@ -75,6 +40,15 @@ def trained(prepared: Path, tmp_path: Path) -> Callable[..., RunDirectory]:
         return directory
 
     return run
+
+
+@pytest.fixture(scope="session")
+def imitator(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has seen some demonstrations: it writes tags and a little more."""
+    chosen = settings("method=sft", "training.sft.steps=60", "training.sft.checkpoint_every=60")
+    run = begin(tmp_path_factory.mktemp("imitator") / "run", prepared, chosen)
+    train(run, chosen, prepared, prepared / "model", report=lambda line: None)
+    return run.model
 
 
 @pytest.fixture

@@ -37,25 +37,24 @@ def train(session: Session, record: Algorithm, prepared: Path) -> None:
         raise ConfigurationError(f"training.rl.minibatches={rl.minibatches} is more than prompts={rl.prompts}")
     collector = Collector(session, prepared)
     learner = Learner(session, record)
-    with JsonLinesWriter(session.run.rollouts_path) as shown:
 
-        def step(number: int) -> dict[str, float]:
-            clock = _Clock()
-            sampled = collector.sample(number)
-            clock.lap("sample")
-            answers = collector.score(sampled)
-            advantage_BT = learner.advantages(answers)
-            weight_BT = learner.weights(answers)
-            clock.lap("score")
-            statistics = learner.update(number, answers, advantage_BT, weight_BT)
-            clock.lap("update")
-            if number == 1 or number % rl.rollouts_every == 0:
-                shown.append(*rollouts.shown(number, answers, weight_BT, advantage_BT))
-            found = rollouts.metrics(answers, weight_BT) | statistics | clock.laps
-            return found | {"throughput/tokens_per_second": found["tokens"] / sum(clock.laps.values())}
+    def step(number: int) -> dict[str, float]:
+        clock = _Clock()
+        sampled = collector.sample(number)
+        clock.lap("sample")
+        answers = collector.score(sampled)
+        advantage_BT = learner.advantages(answers)
+        weight_BT = learner.weights(answers)
+        clock.lap("score")
+        statistics = learner.update(number, answers, advantage_BT, weight_BT)
+        clock.lap("update")
+        if number == 1 or number % rl.rollouts_every == 0:
+            with JsonLinesWriter(session.run.rollouts_path) as log:
+                log.append(*rollouts.shown(number, answers, weight_BT, advantage_BT))
+        found = rollouts.metrics(answers, weight_BT) | statistics | clock.laps
+        return found | {"throughput/tokens_per_second": found["tokens"] / sum(clock.laps.values())}
 
-        metrics = session.steps(rl.steps, rl.checkpoint_every, learner.parts, step)
-    session.finish(metrics)
+    session.finish(session.steps(rl.steps, rl.checkpoint_every, learner.parts, step))
 
 
 class Learner:

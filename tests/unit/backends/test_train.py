@@ -1,0 +1,69 @@
+"""The backend's entrance: what it refuses, and what it leaves behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_runs import begin, settings
+
+from restool.backends import train
+from restool.core.errors import ConfigurationError, ModelError
+from restool.models import loading
+
+
+def test_base_arm_exports_its_start_model(trained, prepared):
+    run = trained("method=base")
+    ours, _ = loading.load(run.model)
+    theirs, _ = loading.load(prepared / "model")
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert run.done()["steps"] == 0
+    assert not run.metrics()
+
+
+def test_exported_model_is_the_trained_one(trained, prepared):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = trained("method=sft", "training.sft.steps=30")
+    model = AutoModelForCausalLM.from_pretrained(run.model)
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    ids = tokenizer.encode("<think> x </think>", return_tensors="pt")
+    before = AutoModelForCausalLM.from_pretrained(prepared / "model")(ids).logits
+    assert (model(ids).logits - before).abs().max() > 0.1
+    assert model.config.use_cache
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "torn"])
+def test_broken_start_model_is_one_clear_line(damage, prepared, tmp_path):
+    import shutil
+
+    start = tmp_path / "start"
+    if damage == "empty":
+        start.mkdir()
+    if damage == "torn":
+        shutil.copytree(prepared / "model", start)
+        weights = start / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:500])
+    chosen = settings("method=sft")
+    run = begin(tmp_path / "run", prepared, chosen)
+    with pytest.raises(ModelError) as error:
+        train(run, chosen, prepared, start, report=lambda line: None)
+    assert "\n" not in str(error.value)
+    assert str(start) in str(error.value)
+    assert not run.is_done
+
+
+def test_another_backend_is_refused(prepared, tmp_path):
+    chosen = settings()
+    chosen = chosen.model_copy(update={"backend": chosen.backend.model_copy(update={"name": "verl"})})
+    with pytest.raises(ConfigurationError, match="backend=local"):
+        train(begin(tmp_path / "run", prepared, chosen), chosen, prepared, prepared / "model", report=print)
+
+
+def test_done_record(trained):
+    done = trained("method=grpo").done()
+    assert done["steps"] == 5
+    assert done["tokens"] > 0
+    assert done["cpu_seconds"] > 0
+    assert done["wall_seconds"] > 0
+    assert "reward/total" in done["metrics"]
