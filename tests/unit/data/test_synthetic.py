@@ -189,3 +189,9 @@ def test_the_bfcl_files_hold_every_row_once_and_give_the_user_message_back(tmp_p
             calls = by_id[answer["row"]].meta["calls"]
             assert [next(iter(truth)) for truth in answer["ground_truth"]] == [call["name"] for call in calls]
     assert sorted(seen) == sorted(by_id)
+
+
+def test_the_generator_has_not_changed_unnoticed(small_run):
+    """If this fails on purpose, raise `preparation._VERSION`, or data prepared earlier will be taken for the new ones."""
+    rows = synthetic.generate(small_run.data.synthetic)[0]
+    assert fingerprint(rows) == "b309907435340f91"
