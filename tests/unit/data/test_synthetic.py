@@ -192,6 +192,6 @@ def test_the_bfcl_files_hold_every_row_once_and_give_the_user_message_back(tmp_p
 
 
 def test_the_generator_has_not_changed_unnoticed(small_run):
-    """If this fails on purpose, raise `preparation._VERSION`, or data prepared earlier will be taken for the new ones."""
+    """If this fails on purpose, raise `preparation._VERSION`, or data prepared earlier count as the new ones."""
     rows = synthetic.generate(small_run.data.synthetic)[0]
     assert fingerprint(rows) == "b309907435340f91"
