@@ -44,14 +44,14 @@ class PairedDifference(Estimate):
 
 def t_interval(values: Sequence[float]) -> Estimate:
     """Mean and t-interval of independent values (one a seed). One value: no interval. None: all NaN."""
-    from scipy import stats
+    from scipy import special
 
     values = np.asarray(values, dtype=float)
     n = len(values)
     if n < 2:
         return Estimate(float(values[0]) if n else math.nan, math.nan, math.nan, n)
     mean = float(values.mean())
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    half = float(special.stdtrit(n - 1, 0.5 + LEVEL / 2) * values.std(ddof=1) / math.sqrt(n))
     return Estimate(mean, mean - half, mean + half, n)
 
 
@@ -76,13 +76,13 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction over one family; NaN (no test possible) stays NaN and does not count."""
-    from statsmodels.stats.multitest import multipletests
-
     p_values = np.asarray(p_values, dtype=float)
     corrected = np.full(len(p_values), math.nan)
-    valid = ~np.isnan(p_values)
-    if valid.any():
-        corrected[valid] = multipletests(p_values[valid], method="holm")[1]
+    order = [index for index in np.argsort(p_values) if not math.isnan(p_values[index])]
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        corrected[index] = largest
     return [float(p) for p in corrected]
 
 

@@ -347,6 +347,7 @@ def _save(experiment: Experiment, name: str, picture: Picture) -> dict[str, Any]
     for kind, options in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
         with files.atomic_path(folder / f"{name}.{kind}") as temporary:
             picture.figure.savefig(temporary, format=kind, **options)
+        picture.figure.set_layout_engine("none")  # laid out once: the two files are the same picture
     files.write_text(folder / f"{name}.csv", picture.data.to_csv(index=False))
     paths = {kind: f"analysis/figures/{name}.{kind}" for kind in ("png", "svg", "csv")}
     return {"title": title, "caption": picture.caption, "one_of_several": several, **paths}
