@@ -13,10 +13,11 @@ GROUP = ["model", "schedule", "method"]
 
 
 def metric(experiment: Experiment, name: str) -> pd.DataFrame:
-    """Metric ``name`` of every RL run: run, model, schedule, method, seed, step, value."""
+    """Metric ``name`` of every finished RL run: run, model, schedule, method, seed, step, value."""
     rows = [
         run.labels | {"step": row["step"], "value": row[name]}
         for run in experiment.rl_runs
+        if run.is_done
         for row in run.metrics
         if row.get(name) is not None
     ]

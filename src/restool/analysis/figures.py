@@ -7,122 +7,52 @@ One set per model and schedule; the first set has plain names (:data:`NAMES`), f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from restool import files
 from restool.analysis import entropy, tables
+from restool.analysis.drawing import (
+    BLUE,
+    DASHES,
+    ORANGE,
+    REGION_COLOURS,
+    STYLE,
+    WIDTH,
+    Missing,
+    Picture,
+    Subject,
+    band,
+    curves,
+    legend,
+    lines,
+    outer_labels,
+)
 from restool.analysis.entropy import REGIONS
 from restool.analysis.experiment import Experiment
-
-# Okabe and Ito's palette, told apart by people with any kind of colour vision.
-BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-PURPLE, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#767676"
-REGION_COLOURS = dict(zip(REGIONS, (BLUE, VERMILLION, GREEN, PURPLE, SKY, GREY), strict=True))
-_METHOD_COLOURS = {
-    "grpo": BLUE,
-    "rest_released": VERMILLION,
-    "rest_fixed": GREEN,
-    "masked_uniform": ORANGE,
-    "sft": GREY,
-    "base": GREY,
-}
-_SPARE = (PURPLE, SKY, "#000000", YELLOW, GREY)
-_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
-
-_STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.7,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    "svg.hashsalt": "restool",
-    "svg.fonttype": "path",
-    "figure.facecolor": "white",
-}
-_WIDTH = 9.6  # inches, the report's column
-
-
-class Missing(Exception):
-    """The data of a figure is not there; the message says which."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure; ``data`` is what it shows, in long form."""
-
-    figure: Figure
-    title: str
-    caption: str
-    data: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One model and schedule of an experiment: what one set of figures is about."""
-
-    experiment: Experiment
-    model: str
-    schedule: str
-
-    def of(self, frame: pd.DataFrame) -> pd.DataFrame:
-        return frame[(frame["model"] == self.model) & (frame["schedule"] == self.schedule)]
-
-    @cached_property
-    def methods(self) -> list[str]:
-        trained = {run.method for run in self.experiment.rl_runs}
-        return [method for method in self.experiment.methods if method in trained]
-
-    @cached_property
-    def scores(self) -> pd.DataFrame:
-        return tables.scores(self.experiment)
-
-    def colour(self, method: str) -> str:
-        others = [name for name in self.methods if name not in _METHOD_COLOURS]
-        return _METHOD_COLOURS.get(method) or _SPARE[others.index(method) % len(_SPARE)]
-
-    def dash(self, method: str) -> Any:
-        return _DASHES[self.methods.index(method) % len(_DASHES)]
-
-    @property
-    def seeds(self) -> str:
-        runs = [run for run in self.experiment.rl_runs if (run.model, run.schedule) == (self.model, self.schedule)]
-        count = len({run.seed for run in runs if run.is_done})
-        return "one seed" if count == 1 else f"{count} seeds"
-
 
 # ---------------------------------------------------------------------------------------------------- figures
 
 
 def entropy_training(subject: Subject) -> Picture:
-    data = _curves(subject, entropy.by_region(subject.experiment), ["method", "region", "step"])
+    data = curves(subject, entropy.by_region(subject.experiment), ["method", "region", "step"])
     regions = [region for region in REGIONS if region in set(data["region"])]
-    figure = Figure(figsize=(_WIDTH, 5.4))
+    figure = Figure(figsize=(WIDTH, 5.4))
     panels = figure.subplots(2, 3, sharex=True).flat
     for axes, region in zip(panels, regions, strict=False):
-        _lines(axes, subject, data[data["region"] == region])
+        lines(axes, subject, data[data["region"] == region])
         axes.set_title(region, color=REGION_COLOURS[region], fontweight="bold")
         axes.set_ylim(bottom=0)
     for axes in list(panels)[len(regions) :]:
         axes.remove()
-    _outer_labels(figure, "training step", "token entropy (nats)")
-    _legend(figure, figure.axes[0])
+    outer_labels(figure, "training step", "token entropy (nats)")
+    legend(figure, figure.axes[0])
     caption = (
         "Mean entropy of the sampled tokens of each region, every token counted once whatever its weight. "
-        f"{_band(subject)} Each panel has its own scale."
+        f"{band(subject)} Each panel has its own scale."
     )
     return Picture(figure, "Token entropy by region over training", caption, data)
 
@@ -132,7 +62,7 @@ def entropy_start(subject: Subject) -> Picture:
     if data.empty:
         raise Missing("no entropies of training step 1")
     mean = data.groupby("region")["value"].mean().reindex([r for r in REGIONS if r in set(data["region"])])
-    figure = Figure(figsize=(_WIDTH, 3.2))
+    figure = Figure(figsize=(WIDTH, 3.2))
     axes = figure.subplots()
     axes.barh(mean.index, mean, color=[REGION_COLOURS[region] for region in mean.index], height=0.62)
     axes.scatter(data["value"], data["region"], s=14, color="black", zorder=3, label="one seed's first batch")
@@ -144,7 +74,7 @@ def entropy_start(subject: Subject) -> Picture:
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, edge * 1.12)
     axes.set_xlabel("mean token entropy (nats)")
-    _legend(figure, axes)
+    legend(figure, axes)
     caption = (
         "Mean entropy of sampled tokens by region in the first batch, before any update: the checkpoint that RL "
         "starts from. Bars: mean over the first batches of all seeds (dots); methods that sample the same batch "
@@ -160,7 +90,7 @@ def gradient_variance(subject: Subject) -> Picture:
     if not record["weightings"]:
         raise Missing(f"only {record['prompts_with_signal']} of {record['prompts']} prompts had reward spread")
     data = pd.DataFrame(record["weightings"])
-    figure = Figure(figsize=(_WIDTH, 1.9 + 0.34 * len(data)))
+    figure = Figure(figsize=(WIDTH, 1.9 + 0.34 * len(data)))
     panels = figure.subplots(1, 3, sharey=True)
     contents = (
         ("variance", "variance_ratio", "variance within prompts,\nrelative to uniform", 1),
@@ -208,24 +138,24 @@ def dynamics(subject: Subject) -> Picture:
 
 def weights_training(subject: Subject) -> Picture:
     frame = entropy.by_region(subject.experiment, "weight")
-    data = _curves(subject, frame, ["method", "region", "step"], window=1)
+    data = curves(subject, frame, ["method", "region", "step"], window=1)
     methods = [method for method in subject.methods if method in set(data["method"])]
     columns = min(4, len(methods))
     rows = -(-len(methods) // columns)
-    figure = Figure(figsize=(_WIDTH, 0.9 + 2.4 * rows))
+    figure = Figure(figsize=(WIDTH, 0.9 + 2.4 * rows))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, method in zip(grid.flat, methods, strict=False):
         chosen = data[data["method"] == method]
         for region in REGIONS:
             line = chosen[chosen["region"] == region]
-            dash = _DASHES[REGIONS.index(region) % len(_DASHES)]  # lines that coincide stay visible
+            dash = DASHES[REGIONS.index(region) % len(DASHES)]  # lines that coincide stay visible
             axes.plot(line["step"], line["mean"], color=REGION_COLOURS[region], linestyle=dash, label=region)
         axes.set_title(method)
     for axes in list(grid.flat)[len(methods) :]:
         axes.remove()
     figure.axes[0].set_ylim(bottom=-0.05)
-    _outer_labels(figure, "training step", "mean weight")
-    _legend(figure, figure.axes[0])
+    outer_labels(figure, "training step", "mean weight")
+    legend(figure, figure.axes[0])
     caption = (
         "Weight of a token as it enters the loss, averaged over the region's tokens and over seeds. Under the released "
         "span rules a region's mean includes the tokens that those rules leave at zero."
@@ -248,7 +178,7 @@ def before_after(subject: Subject) -> Picture:
     if data.empty:
         raise Missing("no held-out results before and after training")
     methods = [method for method in subject.methods if method in set(data["method"])]
-    figure = Figure(figsize=(_WIDTH, 1.6 + 0.42 * len(methods)))
+    figure = Figure(figsize=(WIDTH, 1.6 + 0.42 * len(methods)))
     for axes, cell, (title, unit) in zip(figure.subplots(1, 2, sharey=True), chosen, shown.values(), strict=True):
         cell = cell.set_index("method").reindex(methods)
         error = [(cell["mean"] - cell["low"]).fillna(0), (cell["high"] - cell["mean"]).fillna(0)]
@@ -264,7 +194,7 @@ def before_after(subject: Subject) -> Picture:
         axes.set_title(title)
         axes.set_xlabel(unit)
     figure.axes[0].invert_yaxis()
-    _legend(figure, figure.axes[0])
+    legend(figure, figure.axes[0])
     caption = (
         f"Held-out prompts (split {split}, up to {int(data['n_items'].max())} items), mean over {subject.seeds}; in "
         "brackets the gain over the model that RL started from (black line). Whiskers: 95 % t-interval of the gain "
@@ -281,7 +211,7 @@ def paired_differences(subject: Subject) -> Picture:
         raise Missing(f"no method to set against {reference}")
     cells = list(data.groupby(["split", "mode", "metric"], sort=False))
     methods = list(dict.fromkeys(data["a"]))
-    figure = Figure(figsize=(_WIDTH, 1.5 + 0.42 * len(methods)))
+    figure = Figure(figsize=(WIDTH, 1.5 + 0.42 * len(methods)))
     for axes, (cell, rows) in zip(figure.subplots(1, len(cells), sharey=True, squeeze=False).flat, cells, strict=True):
         rows = rows.set_index("a").reindex(methods)
         axes.axvline(0, color="black", linewidth=0.9)
@@ -324,7 +254,7 @@ def write_all(experiment: Experiment) -> tuple[dict[str, dict[str, Any]], dict[s
             if number and name == "gradient_variance":
                 continue  # measured once an experiment
             try:
-                with mpl.rc_context(_STYLE):
+                with mpl.rc_context(STYLE):
                     drawn[name + suffix] = _save(experiment, name + suffix, draw(subject))
             except Missing as reason:
                 missing[name + suffix] = str(reason)
@@ -353,53 +283,19 @@ def _save(experiment: Experiment, name: str, picture: Picture) -> dict[str, Any]
     return {"title": title, "caption": picture.caption, "one_of_several": several, **paths}
 
 
-def _curves(subject: Subject, frame: pd.DataFrame, by: list[str], window: int | None = None) -> pd.DataFrame:
-    """Running mean over ``window`` steps of each run, then mean and range over seeds."""
-    frame = subject.of(frame)
-    if frame.empty:
-        raise Missing("no metrics of RL steps")
-    window = _window(frame) if window is None else window
-    lines = [column for column in ("run", "region") if column in frame]
-    smooth = frame.sort_values("step").groupby(lines)["value"].transform(
-        lambda values: values.rolling(window, min_periods=1).mean()
-    )  # fmt: skip
-    raw = frame.groupby(by, sort=False)["value"].mean().rename("unsmoothed_mean").reset_index()
-    return entropy.over_seeds(frame.assign(value=smooth), by).merge(raw, on=by)
-
-
-def _window(frame: pd.DataFrame) -> int:
-    return max(1, round(frame["step"].max() / 10))
-
-
-def _lines(axes: Axes, subject: Subject, data: pd.DataFrame) -> None:
-    for method in subject.methods:
-        line = data[data["method"] == method].sort_values("step")
-        if line.empty:
-            continue
-        colour, dash = subject.colour(method), subject.dash(method)
-        axes.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=0.13, linewidth=0)
-        axes.plot(line["step"], line["mean"], color=colour, linestyle=dash, label=method)
-
-
 def _metric_panels(subject: Subject, parts: dict[str, str], title: str, unit: str | None, note: str) -> Picture:
     found = {name: entropy.metric(subject.experiment, name) for name in parts}
-    curves = {name: _curves(subject, f, ["method", "step"]) for name, f in found.items() if len(subject.of(f))}
-    if not curves:
+    drawn = {name: curves(subject, f, ["method", "step"]) for name, f in found.items() if len(subject.of(f))}
+    if not drawn:
         raise Missing(f"no metrics {', '.join(parts)}")
-    figure = Figure(figsize=(_WIDTH, 3.5))
-    for axes, (name, data) in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves.items(), strict=True):
-        _lines(axes, subject, data)
+    figure = Figure(figsize=(WIDTH, 3.5))
+    for axes, (name, data) in zip(figure.subplots(1, len(drawn), squeeze=False).flat, drawn.items(), strict=True):
+        lines(axes, subject, data)
         axes.set_title(parts[name])
-    _outer_labels(figure, "training step", unit)
-    _legend(figure, figure.axes[0])
-    data = pd.concat([data.assign(metric=name) for name, data in curves.items()], ignore_index=True)
-    return Picture(figure, title, f"{_band(subject)} {note}".strip(), data)
-
-
-def _band(subject: Subject) -> str:
-    window = _window(subject.of(entropy.metric(subject.experiment, "reward/total")).assign())
-    smooth = f"running mean over {window} steps, " if window > 1 else ""
-    return f"Lines: {smooth}mean over {subject.seeds}; bands: lowest and highest seed."
+    outer_labels(figure, "training step", unit)
+    legend(figure, figure.axes[0])
+    data = pd.concat([data.assign(metric=name) for name, data in drawn.items()], ignore_index=True)
+    return Picture(figure, title, f"{band(subject)} {note}".strip(), data)
 
 
 def _reward_note(subject: Subject) -> str:
@@ -413,17 +309,3 @@ def _metric_title(split: str, mode: str, metric: str) -> str:
     if split == "train":
         return "training reward,\nmean over all steps"
     return f"{mode} {metric.replace('_', '-')},\n{split.replace('_', '-')}"
-
-
-def _outer_labels(figure: Figure, x: str, y: str | None) -> None:
-    for axes in figure.axes:
-        place = axes.get_subplotspec()
-        if place.is_last_row():
-            axes.set_xlabel(x)
-        if y and place.is_first_col():
-            axes.set_ylabel(y)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
