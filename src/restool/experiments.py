@@ -150,7 +150,7 @@ def _expand(experiment: str, overrides: list[str]) -> dict[str, Any]:
         for matrix in (settings.matrix, *settings.extra):
             for run in _expand_matrix(matrix, settings, for_runs, compose):
                 known = runs.setdefault(run["id"], run)
-                if known["config"] != run["config"]:
+                if known["config_hash"] != run["config_hash"] or known["config"]["eval"] != run["config"]["eval"]:
                     raise ConfigurationError(
                         f"experiment '{experiment}' asks for run '{run['id']}' twice with different values; "
                         "give one of them another method, schedule or model name"
