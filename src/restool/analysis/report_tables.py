@@ -137,7 +137,7 @@ def claims(frame: pd.DataFrame) -> Table:
     rows = []
     for row in frame.itertuples():
         paper = "unknown" if pd.isna(row.paper) else f"{row.paper:.2f}"
-        ours = NOT_RUN if row.status == NOT_RUN else _value(row.ours, row.low, row.high, 2)
+        ours = "" if row.status == NOT_RUN else _value(row.ours, row.low, row.high, 2)
         counts = f"{row.n_seeds} / {row.n_items}" if row.n_items else ""
         gap = "" if pd.isna(row.gap) else f"{row.gap:+.2f}"
         status = Markup('<span class="status {}">{}</span>').format(row.status.replace(" ", "-"), row.status)
@@ -153,22 +153,29 @@ def claims(frame: pd.DataFrame) -> Table:
 
 
 def benchmarks(frame: pd.DataFrame) -> list[Table]:
-    """One table a benchmark, by run and category; what was not run says why."""
+    """Two tables a benchmark: the totals (and what was not run, and why), then every category, folded."""
+    head = ["run", "category", "right", "accuracy [Wilson 95 %]", "unparsable / too long"]
     made = []
     for benchmark, group in frame.groupby("benchmark", sort=False):
-        rows = []
-        for row in group.itertuples():
-            category = "" if pd.isna(row.category) else row.category
-            reason = "" if pd.isna(row.not_run) or not row.not_run else f"not run: {row.not_run}"
-            count = "" if pd.isna(row.n) else f"{int(row.correct)} / {int(row.n)}"
-            failures = "" if pd.isna(row.parse_failures) else f"{int(row.parse_failures)} / {int(row.over_length or 0)}"
-            rows.append([row.run, category, count, reason or _value(row.accuracy, row.low, row.high), failures])
-        head = ["run", "category", "right", "accuracy [Wilson 95 %]", "unparsable / too long"]
-        caption = "Intervals over items. Totals (=) follow the formula in the run's summary.json."
-        made.append(
-            {"title": benchmark, "head": head, "rows": rows, "caption": caption, "csv": "benchmarks", "folded": False}
-        )
+        is_total = group["category"].isna() | group["category"].str.startswith("=").fillna(False).astype(bool)
+        for part, title, folded in (
+            (group[is_total], benchmark, False),
+            (group[~is_total], f"{benchmark}: all categories", True),
+        ):
+            rows = [_benchmark_row(row) for row in part.itertuples()]
+            caption = "Intervals over items. Totals (=) follow the formula in the run's summary.json."
+            if rows:
+                table = {"title": title, "head": head, "rows": rows, "caption": caption}
+                made.append(table | {"csv": "benchmarks", "folded": folded})
     return made
+
+
+def _benchmark_row(row: Any) -> list[Any]:
+    category = "" if pd.isna(row.category) else row.category
+    reason = "" if pd.isna(row.not_run) or not row.not_run else f"not run: {row.not_run}"
+    count = "" if pd.isna(row.n) else f"{int(row.correct)} / {int(row.n)}"
+    failures = "" if pd.isna(row.parse_failures) else f"{int(row.parse_failures)} / {int(row.over_length or 0)}"
+    return [row.run, category, count, reason or _value(row.accuracy, row.low, row.high), failures]
 
 
 def lemma2(experiment: Experiment) -> Table | None:
