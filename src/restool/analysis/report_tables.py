@@ -157,7 +157,7 @@ def benchmarks(frame: pd.DataFrame) -> list[Table]:
     head = ["run", "category", "right", "accuracy [Wilson 95 %]", "unparsable / too long"]
     made = []
     for benchmark, group in frame.groupby("benchmark", sort=False):
-        is_total = group["category"].isna() | group["category"].str.startswith("=").fillna(False).astype(bool)
+        is_total = group["category"].map(lambda name: pd.isna(name) or name.startswith("="))
         for part, title, folded in (
             (group[is_total], benchmark, False),
             (group[~is_total], f"{benchmark}: all categories", True),
