@@ -167,7 +167,7 @@ def compare(run_a: str | Path, run_b: str | Path) -> list[dict[str, Any]]:
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = corrected
         low, high = row["low"], row["high"]
-        row["verdict"] = "b is higher" if low > 0 else "b is lower" if high < 0 else "not distinguishable"
+        row["verdict"] = "b is higher" if low > 0 else "b is lower" if high < 0 else "undecided"
     return rows
 
 

@@ -135,6 +135,7 @@ def outer_labels(figure: Figure, x: str, y: str | None) -> None:
     """Axis labels on the left and bottom panels alone."""
     for axes in figure.axes:
         place = axes.get_subplotspec()
+        axes.xaxis.get_major_locator().set_params(integer=True)  # steps
         if place.is_last_row():
             axes.set_xlabel(x)
         if y and place.is_first_col():

@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from restool.analysis import findings, tables
-from restool.analysis.claims import NOT_RUN
+from restool.analysis.claims import NOT_RUN, UNKNOWN
 from restool.analysis.experiment import Experiment
 
 Table = dict[str, Any]
@@ -136,9 +136,10 @@ def claims(frame: pd.DataFrame) -> Table:
     """The paper's claims beside ours."""
     rows = []
     for row in frame.itertuples():
-        paper = "unknown" if pd.isna(row.paper) else f"{row.paper:.2f}"
+        unknown = "unknown" if row.status == UNKNOWN else ""
+        paper = unknown if pd.isna(row.paper) else f"{row.paper:.2f}"
         ours = "" if row.status == NOT_RUN else _value(row.ours, row.low, row.high, 2)
-        counts = f"{row.n_seeds} / {row.n_items}" if row.n_items else ""
+        counts = f"{row.n_seeds} / {row.n_items}" if row.n_seeds else ""
         gap = "" if pd.isna(row.gap) else f"{row.gap:+.2f}"
         status = Markup('<span class="status {}">{}</span>').format(row.status.replace(" ", "-"), row.status)
         rows.append([row.claim, paper, ours, gap, counts, status, row.why, row.source])

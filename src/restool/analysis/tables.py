@@ -241,7 +241,7 @@ def _family(seeds: dict[str, dict[int, float]], reference: str) -> list[dict[str
 def _benchmark(run: Run, benchmark: str) -> list[dict[str, Any]]:
     summary = run.summary(benchmark)
     if summary is None:
-        return [{"not_run": "no result in the run directory"}]
+        return [{"not_run": "no result in the run directory" if run.is_done else "the run is not finished"}]
     if summary.get("not_run"):
         return [{"not_run": summary["not_run"]}]
     rows = []

@@ -90,7 +90,7 @@ def test_runs_are_compared_on_the_items_that_both_answered(quick) -> None:
 
 def test_a_run_compared_with_itself_shows_no_difference(quick) -> None:
     path = load(quick).runs[0].directory.path
-    assert {row["verdict"] for row in comparison.compare(path, path)} == {"not distinguishable"}
+    assert {row["verdict"] for row in comparison.compare(path, path)} == {"undecided"}
 
 
 def test_comparing_what_is_no_run_says_so(quick, tmp_path) -> None:
