@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from restool.backends.local.packing import TokenScorer, Tree, honours_tree_mask, tree_mask
+from restool.backends.local import attention
+from restool.backends.local.packing import TokenScorer, Tree, can_pack
 
 
 def trees(seed: int = 0) -> list[Tree]:
@@ -55,9 +56,8 @@ def other_model(name: str) -> torch.nn.Module:
 @pytest.mark.parametrize("micro_tokens", [20, 40, 1000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_scores_equal_those_of_plain_rows(model, attention, packed, temperature, micro_tokens):
-    model.set_attn_implementation(attention)
+def test_scores_equal_those_of_plain_rows(model, packed, temperature, micro_tokens):
+    assert can_pack(model)
     scorer = TokenScorer(model, temperature=temperature, packed=packed)
     expected = plain(model, trees(), temperature)
     seen = set()
@@ -72,9 +72,9 @@ def test_scores_equal_those_of_plain_rows(model, attention, packed, temperature,
 
 
 @pytest.mark.parametrize(("name", "packs"), [("llama", True), ("gpt2", True), ("mistral", False), ("mamba", False)])
-def test_other_models_pack_where_they_honour_the_mask(name, packs):
+def test_other_models_pack_where_they_can(name, packs):
     model = other_model(name)
-    assert honours_tree_mask(model) is packs
+    assert can_pack(model) is packs
     scorer = TokenScorer(model)
     expected = plain(model, trees())
     for batch in scorer.micro_batches(trees(), 1000):
@@ -110,17 +110,45 @@ def test_micro_batches_are_bounded_and_complete(model, micro_tokens, packed):
     rows = [row for batch in batches for tree in batch for row in tree.rows]
     assert sorted(rows) == sorted(row for tree in many for row in tree.rows)
     for batch in batches:
-        padded = len(batch) * max(tree.tokens for tree in batch)
-        assert padded <= micro_tokens or (len(batch) == 1 and len(batch[0].branches) == 1)
+        sizes = [tree.tokens for tree in batch]
+        size = sum(sizes) if packed else len(batch) * max(sizes)
+        assert size <= micro_tokens or (len(batch) == 1 and len(batch[0].branches) == 1)
 
 
-def test_tree_mask_shows_prefix_and_own_branch_only():
-    mask = tree_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0].int()
-    assert mask[:5].tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-    ]
-    assert mask[5].any()  # an empty row would become NaN
+def test_plot_of_a_tree():
+    plot = attention.plot(10, 2, [3, 1], torch.device("cpu"))
+    assert (plot.begin, plot.fork) == (10, 12)
+    assert plot.place_BL.tolist() == [[12, 13, 14], [15, 15, 15]]
+    assert plot.back_N.tolist() == [0, 1, 2, 3]
+    assert plot.mask_LS.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+
+
+def test_a_single_branch_continues_its_prefix():
+    plot = attention.plot(4, 2, [5], torch.device("cpu"))
+    assert (plot.begin, plot.fork, plot.place_BL) == (4, 11, None)
+
+
+def test_models_that_cannot_be_packed_keep_their_attention():
+    model = other_model("mistral")
+    before = model.config._attn_implementation
+    assert not can_pack(model)
+    assert model.config._attn_implementation == before
+
+
+def test_other_forward_passes_are_unchanged(model):
+    ids = torch.randint(97, (3, 11), generator=torch.Generator().manual_seed(0))
+    padding = torch.tensor([[0] * 4 + [1] * 7, [1] * 11, [0] * 1 + [1] * 10])
+    before = model(input_ids=ids, attention_mask=padding).logits
+    greedy = model.generate(ids, attention_mask=padding, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert can_pack(model)
+    after = model(input_ids=ids, attention_mask=padding).logits
+    again = model.generate(ids, attention_mask=padding, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert torch.equal(torch.where(padding[..., None] > 0, before, 0), torch.where(padding[..., None] > 0, after, 0))
+    assert torch.equal(greedy, again)
+
+
+def test_attention_that_trees_do_not_have_is_refused(model):
+    states = [torch.zeros(1, heads, 4, 8) for heads in (4, 2, 2)]
+    forest = [attention.plot(0, 2, [1, 1], torch.device("cpu"))]
+    with pytest.raises(ValueError, match="softcap"):
+        attention.tree_attention(model, *states, None, forest=forest, softcap=30.0)
