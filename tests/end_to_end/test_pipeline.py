@@ -63,12 +63,10 @@ def test_snakemake_report_holds_figures_with_captions(finished_clone):
 
 def test_second_call_has_nothing_to_do_and_still_says_where_the_report_is(finished_clone):
     stamps = {path: path.stat().st_mtime_ns for path in (finished_clone.path / "results/test/runs").rglob("*")}
-    started = time.monotonic()
     done = finished_clone.call(*finished_clone.reproduce("test"))
     assert done.status == 0, done.output
     assert "Nothing to be done" in done.output
     assert "report: results/test/report.html" in done.output
-    assert time.monotonic() - started < 30
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 

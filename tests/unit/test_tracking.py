@@ -4,7 +4,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -198,10 +197,8 @@ def test_a_second_import_at_the_same_time_waits_then_says_so(quick, monkeypatch)
 def test_an_unreachable_server_is_one_clear_line(quick, monkeypatch) -> None:
     monkeypatch.setattr(tracking.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    began = time.monotonic()
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
         tracking.track(quick)
-    assert time.monotonic() - began < 20
 
 
 def test_a_server_that_answers_nonsense_is_one_clear_line(quick, monkeypatch) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -52,11 +51,9 @@ def test_what_a_killed_call_left_running_is_stopped_before_the_next_begins(entry
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     os.kill(left, 0)
-    started = time.monotonic()
     os.close(lock.acquire(tmp_path / ".lock", "./reproduce-paper"))
     assert "1 process(es)" in capsys.readouterr().out
     assert not lock._alive(left)
-    assert time.monotonic() - started < 5
 
 
 def test_processes_of_others_are_left_alone(entry, tmp_path):

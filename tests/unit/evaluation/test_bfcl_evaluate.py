@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import time
 from pathlib import Path
 
 import pytest
@@ -39,13 +37,9 @@ def _evaluate(settings, prepared, tmp_path, **options):
     return bfcl.evaluate(None, prepared, out, settings, answers=folder, report=lambda line: None, **options)
 
 
-def test_oracle_run_is_complete_quick_and_small(settings, prepared, tmp_path, bfcl_oracle):
+def test_oracle_run_is_complete_and_small(settings, prepared, tmp_path, bfcl_oracle):
     results.write(tmp_path, {name: bfcl_oracle(name) for name in SINGLE_TURN})
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.process_time()
     summary = _evaluate(settings, prepared, tmp_path)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    children = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert time.process_time() - started + children < 5.0
     assert summary["complete"]
     assert summary["limit"] is None
     assert {name: c["n"] for name, c in summary["categories"].items()}["live_multiple"] == 1053
