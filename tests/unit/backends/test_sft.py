@@ -129,4 +129,4 @@ def test_scorer_is_exact_on_real_demonstrations(prepared):
             for row, logprob_T in zip(result.rows_B.tolist(), result.logprob_BT.detach(), strict=True):
                 by_row[row] = logprob_T[: len(batch[row].answer)]
         found.append(torch.cat([by_row[row] for row in range(4)]))
-    assert torch.allclose(*found, atol=1e-5)
+    assert float((found[0] - found[1]).abs().max()) < 1e-5

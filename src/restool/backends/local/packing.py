@@ -73,10 +73,12 @@ class TokenScorer:
     """Computes log-probabilities of target tokens, with gradient where the caller has it enabled."""
 
     def __init__(self, model: PreTrainedModel, *, temperature: float = 1.0, packed: bool | None = None):
-        """``packed=None``: pack if the model can be packed."""
+        """``packed=None``: pack if the model can be packed (it then keeps the attention that this needs)."""
         self.model = model
         self.temperature = temperature
         self.packed = can_pack(model) if packed is None else packed
+        if self.packed:
+            attention.install(model)
 
     def micro_batches(self, trees: Iterable[Tree], micro_tokens: int) -> Iterator[list[Tree]]:
         """Divide ``trees`` so that each part has at most ``micro_tokens``, padding included.
@@ -200,7 +202,6 @@ def can_pack(model: PreTrainedModel) -> bool:
     expected_BT = plain([row for tree in trees for row in plain.pieces(tree, 0)]).logprob_BT
     before = model.config._attn_implementation
     try:
-        attention.install(model)
         packed_BT = TokenScorer(model, packed=True)(trees).logprob_BT
         same = bool((packed_BT - expected_BT).abs().max() < (_SAME if model.dtype == torch.float32 else _SAME_HALF))
     except Exception:  # whatever a model that knows nothing of this raises
