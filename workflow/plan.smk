@@ -72,9 +72,10 @@ def start_of(run):
     return [TRAINED.format(run=parent)] if parent else []
 
 
-def parents():
-    """The runs that others start from."""
-    return sorted({run.parent for run in plan.runs if run.parent})
+def variance_needs():
+    """What the gradient variance is measured on: the data, and the run whose model RL starts from."""
+    subject = plan.variance_subject
+    return [prepared_of(subject.id), *start_of(subject.id)] if subject else []
 
 
 def environment_of(name):

@@ -172,8 +172,6 @@ def analyze(
         from restool.analysis import variance
 
         settings, model, prepared = _variance_subject(loaded)
-        if loaded.experiment.variance is None:
-            raise ConfigurationError(f"experiment '{loaded.name}' measures no variance; set experiment.variance")
         out = loaded.directory / "analysis" / "variance.json"
         variance.measure(model, prepared, settings, loaded.experiment.variance, out, report=report)
     elif what == "all":
@@ -502,9 +500,9 @@ def _start_model(settings: RunSettings, prepared: Path, parent: Path | None) -> 
 
 def _variance_subject(plan: Plan) -> tuple[RunSettings, Path, Path]:
     """The model that RL starts from, and the settings of the first RL run."""
-    run = next((r for r in plan.runs if r.kind == "rl"), None)
+    run = plan.variance_subject
     if run is None:
-        raise ConfigurationError(f"experiment '{plan.name}' has no RL run, so there is no gradient to measure")
+        raise ConfigurationError(f"experiment '{plan.name}' measures no variance: it has no RL run or no such setting")
     parent = plan.run_path(run.parent) if run.parent else None
     prepared = plan.prepared_path(run.prepared)
     return run.settings, _start_model(run.settings, prepared, parent)[0], prepared

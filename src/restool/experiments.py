@@ -64,6 +64,11 @@ class Plan:
     def variance(self) -> dict[str, Any] | None:
         return self.experiment.variance.model_dump() if self.experiment.variance else None
 
+    @property
+    def variance_subject(self) -> PlannedRun | None:
+        """The run whose starting checkpoint the gradient variance is measured at: the first RL run."""
+        return next((run for run in self.runs if run.kind == "rl"), None) if self.experiment.variance else None
+
     @cached_property
     def _by_id(self) -> dict[str, PlannedRun]:
         return {run.id: run for run in self.runs}

@@ -86,3 +86,8 @@ def test_a_plan_of_another_version_is_refused(tmp_path):
     (tmp_path / "plan.json").write_text('{"version": 0}')
     with pytest.raises(ConfigurationError, match="another version"):
         read_plan(tmp_path / "plan.json")
+
+
+def test_variance_is_measured_where_rl_starts(tmp_path):
+    assert load_plan("quick", results=tmp_path).variance_subject.parent == "tiny-sft-none-s0"
+    assert load_plan("rlla_tiny", results=tmp_path).variance_subject is None
