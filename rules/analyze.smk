@@ -3,8 +3,7 @@
 
 rule variance:
     input:
-        data=[prepared_of(run) for run in parents()],
-        trained=[TRAINED.format(run=run) for run in parents()],
+        variance_needs(),
     output:
         VARIANCE,
     log:
@@ -22,7 +21,7 @@ rule variance:
     params:
         plan=PLAN,
         settings=plan.variance,
-        runs=[plan.run(run).config_hash for run in parents()],
+        subject=plan.variance_subject and plan.variance_subject.config_hash,
     message:
         "Gradient variance by weighting"
     shell:
@@ -33,7 +32,7 @@ rule analyze:
     input:
         trained=[TRAINED.format(run=run.id) for run in plan.runs],
         summaries=summaries(),
-        variance=VARIANCE if plan.variance else [],
+        variance=VARIANCE if plan.variance_subject else [],
     output:
         stamp=touch(ANALYZED),
         figures=report(
