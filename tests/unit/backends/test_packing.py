@@ -8,6 +8,7 @@ from torch import Tensor
 
 from restool.backends.local import attention
 from restool.backends.local.packing import TokenScorer, Tree, can_pack
+from restool.backends.local.session import recompute_activations
 
 
 def trees(seed: int = 0) -> list[Tree]:
@@ -151,3 +152,18 @@ def test_attention_that_trees_do_not_have_is_refused(model):
     forest = [attention.plot(0, 2, [1, 1], torch.device("cpu"))]
     with pytest.raises(ValueError, match="softcap"):
         attention.tree_attention(model, *states, None, forest=forest, softcap=30.0)
+
+
+def test_recomputed_activations_give_the_same_gradients_without_dropout():
+    model = other_model("gpt2")  # has dropout
+    gradients = []
+    for recompute in (False, True):
+        if recompute:
+            recompute_activations(model)
+        scorer = TokenScorer(model)
+        scored = scorer(trees())
+        assert model.training is recompute
+        model.zero_grad()
+        scored.logprob_BT.sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))

@@ -30,6 +30,12 @@ train(begin(Path({path!r}), prepared, chosen), chosen, prepared, prepared / "mod
 RUNS = {
     "sft": ["method=sft", "training.sft.steps=24", "training.sft.checkpoint_every=5"],
     "rl": ["method=rest_fixed", "training.rl.steps=16", "training.rl.checkpoint_every=3"],
+    "ppo": [
+        "method=ppo",
+        "training.rl.critic_learning_rate=1e-3",
+        "training.rl.steps=10",
+        "training.rl.checkpoint_every=3",
+    ],
 }
 VARYING = ("time/", "throughput/", "timestamp")
 

@@ -1,7 +1,8 @@
 """Training in plain torch, one process, on a CPU or one GPU: the readable backend.
 
 `rl` is the algorithm from sampled answer to weight update; `sft` imitates demonstrations; `packing` computes a
-prompt once for all its answers; `optimisation`, `checkpoints` and `session` are what both trainers share.
+prompt once for all its answers; `critic` is PPO's; `optimisation`, `checkpoints` and `session` are what both trainers
+share.
 """
 
 from __future__ import annotations
@@ -55,4 +56,6 @@ def offers(settings: RunSettings, prepared: Path) -> set[str]:
         found.add("demonstrations")
     if settings.method.weights.get("beta"):
         found.add("beta")
+    if settings.training.rl.critic_learning_rate is not None:
+        found.add("critic")
     return found

@@ -111,8 +111,7 @@ class TokenScorer:
 
     def __call__(self, trees: list[Tree], *, entropy: bool = False) -> Scored:
         """Score what `micro_batches` yields: B branches in order, T the most targets of one."""
-        batch = lay_out(trees, None if self.packed else max(tree.tokens for tree in trees))
-        logits_NV = self._packed_logits(trees, batch) if self.packed else self._plain_logits(trees, batch)
+        batch, logits_NV = self.outputs(trees)
         logits_NV = logits_NV.float()
         log_p_NV = (logits_NV / self.temperature if self.temperature != 1 else logits_NV).log_softmax(-1)
         place_N = batch.place_N.to(log_p_NV.device)
@@ -120,11 +119,17 @@ class TokenScorer:
         entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1) if entropy else None
         return Scored(
             torch.tensor([row for tree in trees for row in tree.rows]),
-            _spread(logprob_N, place_N, batch.shape),
-            None if entropy_N is None else _spread(entropy_N, place_N, batch.shape),
+            spread(logprob_N, place_N, batch.shape),
+            None if entropy_N is None else spread(entropy_N, place_N, batch.shape),
         )
 
-    def _packed_logits(self, trees: list[Tree], batch: Batch) -> Tensor:
+    def outputs(self, trees: list[Tree]) -> tuple[Batch, Tensor]:
+        """What the model's head says before each target token: (N, V)."""
+        self.model.train(self.model.is_gradient_checkpointing and torch.is_grad_enabled())
+        batch = lay_out(trees, None if self.packed else max(tree.tokens for tree in trees))
+        return batch, (self._packed_outputs if self.packed else self._plain_outputs)(trees, batch)
+
+    def _packed_outputs(self, trees: list[Tree], batch: Batch) -> Tensor:
         device = self.model.device
         forest = [
             attention.plot(begin, len(tree.prefix), [len(branch) for branch in tree.branches], device)
@@ -141,7 +146,7 @@ class TokenScorer:
         )
         return output.logits[0]
 
-    def _plain_logits(self, trees: list[Tree], batch: Batch) -> Tensor:
+    def _plain_outputs(self, trees: list[Tree], batch: Batch) -> Tensor:
         device = self.model.device
         length_R1 = torch.tensor([[tree.tokens] for tree in trees])
         output = self.model(
@@ -211,5 +216,6 @@ def can_pack(model: PreTrainedModel) -> bool:
     return same
 
 
-def _spread(value_N: Tensor, place_N: Tensor, shape: tuple[int, int]) -> Tensor:
+def spread(value_N: Tensor, place_N: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Values of all targets in the (B, T) form of a batch (its ``place_N`` and ``shape``); the rest is 0."""
     return value_N.new_zeros(shape[0] * shape[1]).index_copy(0, place_N, value_N).view(shape)

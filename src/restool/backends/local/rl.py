@@ -22,9 +22,10 @@ from torch import Tensor
 from restool import algorithms
 from restool.algorithms import Algorithm
 from restool.backends.local import optimisation, rollouts
+from restool.backends.local.critic import Critic
 from restool.backends.local.packing import Scored, TokenScorer
 from restool.backends.local.rollouts import Collector, Rollouts
-from restool.backends.local.session import Session, derived_seed
+from restool.backends.local.session import Session, Stateful, derived_seed
 from restool.core import advantages, surrogates
 from restool.core.errors import ConfigurationError
 from restool.files import JsonLinesWriter
@@ -71,7 +72,10 @@ class Learner:
             weight_decay=self._rl.weight_decay,
             gradient_clip=self._rl.gradient_clip,
         )
-        self.parts = {"optimiser": self._optimiser}
+        self.critic = Critic(session.model, self._rl, packed=self._policy.packed) if record.advantage == "gae" else None
+        self.parts: dict[str, Stateful] = {"optimiser": self._optimiser}
+        if self.critic is not None:
+            self.parts["critic"] = self.critic
         self._reference: TokenScorer | None = None
         if self._method.kl_coefficient > 0:  # a frozen copy of the model that training starts from
             frozen = copy.deepcopy(session.model).requires_grad_(False)
@@ -88,6 +92,8 @@ class Learner:
             reward_B = advantages.kl_in_reward(
                 reward_B, batch.logprob_BT, reference_BT, batch.mask_BT, self._method.kl_coefficient
             )
+        if self.critic is not None:
+            return self.critic.assess(answers, reward_B)
         return algorithms.advantage(self._record)(reward_B, batch.group_B)[:, None] * batch.mask_BT
 
     def weights(self, answers: Rollouts) -> Tensor:
@@ -108,7 +114,16 @@ class Learner:
                 in_batch_B = torch.isin(answers.batch.group_B, group_M)
                 tally.add(loss=self._accumulate(answers, in_batch_B, advantage_BT, weight_BT, reference_BT, tally))
                 tally.add(norm=self._optimiser.step(factor))
-        return {
+                if self.critic is not None:
+                    tally.add(**self.critic.update(answers, in_batch_B, factor))
+        of_critic = {}
+        if self.critic is not None:
+            of_critic = {
+                "loss/value": tally.mean("value_loss"),
+                "grad/critic_norm": tally.mean("critic_norm"),
+                "value/explained_variance": self.critic.explained_variance(answers),
+            }
+        return of_critic | {
             "loss/policy": tally.mean("loss"),
             "grad/norm": tally.mean("norm"),
             "clip/fraction": tally.ratio("clipped", "tokens"),

@@ -51,6 +51,8 @@ class Session:
         device = loading.resolve_device(settings.backend.device)
         revision = None if Path(start).is_dir() else settings.model.revision
         model, tokenizer = loading.load(start, dtype=settings.model.dtype, device=device, revision=revision)
+        if device.type == "cuda" and settings.model.tiny is None:
+            recompute_activations(model)
         return cls(run, settings, model, tokenizer, report)
 
     def steps(
@@ -119,6 +121,20 @@ class _Progress:
             f"step {step}/{self._total}{_summary(metrics)} | {_duration(seconds)} a step, "
             f"{_duration(seconds * (self._total - step))} left"
         )
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep only the layers' inputs for the backward pass: a third more computation, a fraction of the memory.
+
+    Transformers does so in training mode only, which must not bring dropout with it: the policy that is updated is the
+    one that sampled. `TokenScorer` puts such a model into training mode.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
 
 
 def derived_seed(*parts: int | str) -> int:
