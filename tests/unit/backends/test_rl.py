@@ -209,11 +209,3 @@ def test_impossible_settings_are_refused(trained):
         trained("training.rl.prompts=25", name="b")
     with pytest.raises(ConfigurationError, match="'groups': sample at least two"):
         trained("training.rl.samples=1", name="c")
-
-
-def test_long_prompts_lose_their_head_where_the_data_says_so(prepared, tmp_path):
-    overrides = ["data.overlong=truncate_left", "data.max_prompt_tokens=50"]
-    _, whole, _ = parts(tmp_path / "a", prepared, prepared / "model")
-    _, cut, _ = parts(tmp_path / "b", prepared, prepared / "model", *overrides)
-    expected = [prompt[-50:] for prompt in whole.sample(1).prompts]
-    assert cut.sample(1).prompts == expected

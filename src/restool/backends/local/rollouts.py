@@ -80,8 +80,6 @@ class Collector:
         thinking = self.settings.model.thinking
         pairs = [(row.system, row.user) for row in rows]
         prompts = chat.prompt_ids_batch(self._tokenizer, pairs, thinking=thinking)
-        if self.settings.data.overlong == "truncate_left":  # as released: the head of the system prompt is cut
-            prompts = [prompt[-self.settings.data.max_prompt_tokens :] for prompt in prompts]
         answers = self._sampler.generate(
             prompts,
             samples=self._rl.samples,
