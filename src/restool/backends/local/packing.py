@@ -125,7 +125,7 @@ class TokenScorer:
 
     def outputs(self, trees: list[Tree]) -> tuple[Batch, Tensor]:
         """What the model's head says before each target token: (N, V)."""
-        self.model.train(self.model.is_gradient_checkpointing and torch.is_grad_enabled())
+        self.model.train(self.model.is_activation_checkpointing and torch.is_grad_enabled())
         batch = lay_out(trees, None if self.packed else max(tree.tokens for tree in trees))
         return batch, (self._packed_outputs if self.packed else self._plain_outputs)(trees, batch)
 
