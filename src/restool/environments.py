@@ -103,9 +103,9 @@ def _is_whole(target: Path) -> bool:
     if not (target / STAMP).exists():
         return False
     try:
-        json.loads((target / STAMP).read_text())
+        json.loads((target / STAMP).read_text())["packages"]
         subprocess.run([_interpreter(target), "-c", ""], check=True, capture_output=True, timeout=60)
-    except (OSError, ValueError, subprocess.SubprocessError):
+    except (OSError, ValueError, LookupError, subprocess.SubprocessError):
         return False
     return True
 
