@@ -95,6 +95,7 @@ def test_stopped_and_killed_in_the_middle_the_same_command_resumes_and_ends_the_
 
 def stop_when(clone, command, condition, kind: signal.Signals, send) -> str:
     """Start the command and send it a signal as soon as ``condition`` holds: to its whole group, or to it alone."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a child inherits that a background shell ignores it
     with (clone.path / "output.txt").open("w+") as output:
         process = clone.start(*command, output=output)
         deadline = time.monotonic() + 240
@@ -124,13 +125,15 @@ def real_data() -> Path | None:
 def test_real_rows_go_the_whole_way_to_api_bank(clone):
     overrides = ["training=test", "training.sft.max_tokens=4096", "training.sft.steps=3", "training.rl.steps=2"]
     overrides += ["training.rl.prompts=2", "training.rl.samples=2", "eval.api_bank.max_new_tokens=8"]
-    overrides += ["eval.held_out.max_new_tokens=8"]
+    overrides += ["eval.held_out.max_new_tokens=8", "experiment.matrix.methods=[rest_released]"]
+    overrides += ["experiment.evaluations={held-out: all, api-bank: [rest_released]}"]
+    overrides += ["experiment.reference=rest_released"]
     config = f"overrides={json.dumps(overrides)}"
     command = clone.reproduce("rlla_tiny", "--config", config)
     done = clone.call(*command, timeout=500, RESTOOL_MIRROR=str(real_data()))
     assert done.status == 0, done.output
     summaries = list((clone.path / "results/rlla_tiny/runs").glob("*/eval/api-bank/summary.json"))
-    assert len(summaries) == 2
+    assert len(summaries) == 1
     for path in summaries:
         summary = json.loads(path.read_text())
         assert summary["complete"], summary
