@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from restool import algorithms, files
+from restool import algorithms, backends, files
 from restool.core.errors import ConfigurationError, nearest
 from restool.costs import resources
 from restool.preparation import prepared_id
@@ -187,6 +187,7 @@ def _expand_matrix(
 
 
 def _planned(settings: RunSettings, parent: str | None) -> dict[str, Any]:
+    backends.check(settings)  # a method that cannot run is refused here, before anything is launched
     return {
         "id": settings.run_id,
         "kind": algorithms.get(settings.method.algorithm).kind,

@@ -31,7 +31,7 @@ def train(
     for a method whose needs are not met, a broken start model, missing data or a full disk.
     """
     record = algorithms.get(settings.method.algorithm)
-    algorithms.check(record, offers(settings, prepared))
+    algorithms.check(record, offers(settings), settings.method.weights)
     if run.is_done:
         report(f"{run.id} is finished already")
         return
@@ -47,12 +47,12 @@ def train(
         rl.train(session, record, prepared)
 
 
-def offers(settings: RunSettings, prepared: Path) -> set[str]:
+def offers(settings: RunSettings) -> set[str]:
     """What this backend provides to methods under these settings and with this data (`algorithms.NEEDS`)."""
     found = {"offsets", "entropy", "reference", "binary"}
     if settings.training.rl.samples > 1:
         found.add("groups")
-    if (prepared / "sft.parquet").exists():
+    if settings.data.kind == "synthetic" or "sft" in settings.data.splits:
         found.add("demonstrations")
     if settings.method.weights.get("beta"):
         found.add("beta")
