@@ -24,7 +24,7 @@ from restool.settings import RunSettings
 BENCHMARK = "held-out"
 MODES = ("greedy", "sampled")
 CORRECT = 3.0
-"""Correctness of equal calls under the unscheduled reward (method notes, section 2.3)."""
+"""Correctness of equal calls under the unscheduled reward."""
 FORMULA = (
     "category accuracy = exact: format right and calls equal to the label's (none, where it calls none); "
     "tool_exact: calls equal to the label's, over rows whose label calls tools; "

@@ -1,4 +1,4 @@
-"""BFCL entries as prompts in the ``rlla`` format (ToolRL's handler; method notes, section 5.2).
+"""BFCL entries as prompts in the ``rlla`` format (ToolRL's `benchmarks/BFCL/rlla_qwen.py`).
 
 The system prompt is the skeleton of the training data; the dialogue goes into one user message. As in the handler:
 system messages of the entry are dropped, the list of required parameters is lost, and every user turn carries the
@@ -18,7 +18,7 @@ HINT = (
     "response without any tool call, or call the tool with the name as 'None'. Otherwise, you should use one or more "
     "necessary tool calls to complete the given task in this turn."
 )
-"""Text of the handler, verbatim: a change of wording changes scores."""
+"""Text of the handler (ToolRL, Apache-2.0), verbatim: a change of wording changes scores."""
 
 AFTER_TOOL = (
     "If you think you have completed the current task, or the task cannot be finished, please respond directly "
