@@ -1,4 +1,4 @@
-"""From an answer's text to calls, by the rules of ToolRL's BFCL handler (`benchmarks/BFCL/rlla_qwen.py` at the pinned commit).
+"""From an answer's text to calls, by the rules of ToolRL's BFCL handler (its `benchmarks/BFCL/rlla_qwen.py`).
 
 Those rules have quirks that decide scores; they are kept and named here: the last ``<tool_call>`` wins, also one
 that is only mentioned; an unclosed block counts; a line that is no JSON is skipped; the name "none" is no call.
