@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -48,6 +49,9 @@ def test_what_a_killed_call_left_running_is_stopped_before_the_next_begins(entry
     child = "import subprocess; c = subprocess.Popen(['sleep', '60']); print(c.pid, flush=True); time.sleep(60)"
     holder = hold(tmp_path / ".lock", child)
     left = int(holder.stdout.readline())
+    call = json.loads((tmp_path / ".lock").read_text())["call"]
+    while left not in lock.processes_of(call):  # a process shows its environment only a moment after its start
+        os.kill(left, 0)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     os.kill(left, 0)
