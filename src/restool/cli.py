@@ -167,6 +167,10 @@ def analyze(
     plan: PlanOption = None,
 ) -> None:
     """Tables and figures of an experiment from its run directories."""
+    if what not in ("all", "variance"):
+        raise ConfigurationError(
+            f"cannot analyze '{what}'{nearest(what, ['all', 'variance'])}; there are: all, variance"
+        )
     loaded = _plan(plan)
     if what == "variance":
         from restool.analysis import variance
@@ -174,14 +178,10 @@ def analyze(
         settings, model, prepared = _variance_subject(loaded)
         out = loaded.directory / "analysis" / "variance.json"
         variance.measure(model, prepared, settings, loaded.experiment.variance, out, report=report)
-    elif what == "all":
+    else:
         from restool.analysis.experiment import analyze as analyze_experiment
 
         analyze_experiment(loaded.directory, report=report)
-    else:
-        raise ConfigurationError(
-            f"cannot analyze '{what}'{nearest(what, ['all', 'variance'])}; there are: all, variance"
-        )
 
 
 @app.command(name="report")

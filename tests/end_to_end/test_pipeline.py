@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("one experiment")]
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ["tiny-sft-none-s0", *(f"tiny-{m}-fraction-s{s}" for m in ("grpo", "rest_fixed") for s in (0, 1))]
@@ -121,6 +121,7 @@ def real_data() -> Path | None:
     return folder if folder.is_dir() else None
 
 
+@pytest.mark.xdist_group("real rows")  # beside the others, which share one finished experiment
 @pytest.mark.skipif(real_data() is None, reason="neither RESTOOL_MIRROR nor ../shared/data holds the real data")
 def test_real_rows_go_the_whole_way_to_api_bank(clone):
     overrides = ["training=test", "training.sft.max_tokens=4096", "training.sft.steps=3", "training.rl.steps=2"]
