@@ -126,7 +126,8 @@ def real_data() -> Path | None:
 def test_real_rows_go_the_whole_way_to_api_bank(clone):
     overrides = ["training=test", "training.sft.max_tokens=4096", "training.sft.steps=3", "training.rl.steps=2"]
     overrides += ["training.rl.prompts=2", "training.rl.samples=2", "eval.api_bank.max_new_tokens=8"]
-    overrides += ["eval.held_out.max_new_tokens=8", "experiment.matrix.methods=[rest_released]"]
+    overrides += ["eval.api_bank.max_model_tokens=1200", "eval.held_out.max_new_tokens=8"]
+    overrides += ["experiment.matrix.methods=[rest_released]"]
     overrides += ["experiment.evaluations={held-out: all, api-bank: [rest_released]}"]
     overrides += ["experiment.reference=rest_released"]
     config = f"overrides={json.dumps(overrides)}"
