@@ -11,7 +11,6 @@ status 1 if the weights of the two differ or the ratio is below ``--at-least``.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import re
@@ -23,6 +22,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from answers import answer
 
 from restool.core.batch import AnswerBatch
 from restool.core.normalisers import normalise_positive
@@ -33,13 +33,16 @@ from restool.models.offsets import Decoder
 from restool.models.tiny import train_tokenizer
 
 STEP = 50
-WORDS = ["the", "user", "wants", "a", "table", "for", "two", "people", "near", "old", "town", "so", "I", "will", "call"]
 
 
 def main() -> int:
     options = _options()
     torch.set_num_threads(1)
-    texts = [_answer(random.Random(i), options.tokens) for i in range(options.answers)]
+
+    def words(calls: int) -> int:  # what the calls leave of an answer's tokens
+        return (options.tokens - 40 * calls) * 4 // 7
+
+    texts = [answer(random.Random(i), words) for i in range(options.answers)]
     tokenizer = train_tokenizer(texts[:256], 1024)
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] + [stop] for text in texts]
@@ -89,23 +92,6 @@ def _best(work: Callable[[], object], times: int = 3) -> float:
         work()
         spent.append(time.process_time() - started)
     return min(spent)
-
-
-def _answer(random_: random.Random, tokens: int) -> str:
-    """A long thought and two or three calls."""
-
-    def pick() -> str:
-        return random_.choice(WORDS)
-
-    calls = [
-        {
-            "name": f"{pick()}_{pick()}",
-            "parameters": {"city": pick(), "date": f"Apr {i + 1}", "guests": int(pick() > "t")},
-        }
-        for i in range(random_.randint(2, 3))
-    ]
-    thought = " ".join(random_.choice(WORDS) for _ in range((tokens - 40 * len(calls)) * 4 // 7))
-    return f"<think> {thought} </think>\n<tool_call>\n" + "\n".join(map(json.dumps, calls)) + "\n</tool_call>"
 
 
 # The baseline

@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -306,8 +306,3 @@ def _all_keys(key: str) -> list[str]:
                     yield from walk(option, f"{prefix}{name}.")
 
     return list(walk(RunSettings, ""))
-
-
-def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data, for programs."""
-    return {"experiment": plan.experiment.model_dump(mode="json"), "runs": [asdict(run) for run in plan.runs]}

@@ -29,10 +29,6 @@ class Estimate:
     high: float
     n: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 @dataclass(frozen=True)
 class PairedDifference(Estimate):

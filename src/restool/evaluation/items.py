@@ -63,11 +63,7 @@ def check_ids(source: Path, found: list[str], wanted: list[str], *, allow_missin
         "unknown": sorted(counts.keys() - set(wanted)),
         "missing": [] if allow_missing else sorted(set(wanted) - counts.keys()),
     }
-    told = [
-        f"{len(ids)} {kind} ({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})"
-        for kind, ids in faults.items()
-        if ids
-    ]
+    told = [f"{len(ids)} {kind} ({_some(ids)})" for kind, ids in faults.items() if ids]
     if told:
         hint = "; --allow-missing counts missing ones as wrong" if faults["missing"] else ""
         raise EvaluationError(f"{source}: answers do not fit the benchmark: {'; '.join(told)}{hint}")
