@@ -6,6 +6,7 @@ with ``--plan FILE`` and an id, for the workflow. Heavy libraries are imported i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -221,7 +222,7 @@ def _evaluate(
     results: Path,
 ) -> None:
     from restool import preparation
-    from restool.evaluation import api_bank, bfcl, held_out
+    from restool.evaluation import answering, api_bank, bfcl, held_out
 
     if plan is not None:
         loaded = _plan(plan)
@@ -232,7 +233,7 @@ def _evaluate(
                 f"run '{planned.id}' is not finished; train it first: restool train --plan {plan} --run {run}"
             )
         settings, prepared = planned.settings, loaded.prepared_path(planned.prepared)
-        model: Path | None = directory / "model"
+        checkpoint = str(directory / "model")
         target = directory / "eval" / benchmark
     else:
         settings = _compose(overrides)
@@ -241,20 +242,25 @@ def _evaluate(
             preparation.prepare(settings, prepared, report=report)
         if (checkpoint is None) == (answers is None):
             raise ConfigurationError("give one of --checkpoint and --answers (or --plan and --run)")
-        model = _model_folder(checkpoint) if checkpoint else None
+        checkpoint = str(_model_folder(checkpoint)) if checkpoint else None
         target = out or Path("evaluation") / benchmark
-    if benchmark == "held-out":
-        summary = held_out.evaluate(model, prepared, target, settings, report=report)
-    elif benchmark == "bfcl-synthetic":
-        summary = bfcl.evaluate_synthetic(target.parent / "held-out", prepared, target, report=report)
-    elif benchmark == "api-bank":
-        summary = api_bank.evaluate(
-            model, prepared, target, settings, answers=answers, allow_missing=allow_missing, report=report
+    given: dict[str, Any] = {"answers": answers, "allow_missing": allow_missing, "report": report}
+    with contextlib.ExitStack() as stack:
+        model = (
+            stack.enter_context(contextlib.closing(answering.LocalModel.of(checkpoint, settings)))
+            if checkpoint
+            else None
         )
-    else:
-        summary = bfcl.evaluate(
-            model, prepared, target, settings, answers=answers, allow_missing=allow_missing, report=report
-        )
+        if benchmark == "held-out":
+            if model is None:
+                raise ConfigurationError("held-out: give --checkpoint (or --plan and --run)")
+            summary = held_out.evaluate(model, prepared, target, settings, report=report)
+        elif benchmark == "bfcl-synthetic":
+            summary = bfcl.evaluate_synthetic(target.parent / "held-out", prepared, target, report=report)
+        elif benchmark == "api-bank":
+            summary = api_bank.evaluate(model, prepared, target, settings, **given)
+        else:
+            summary = bfcl.evaluate(model, prepared, target, settings, **given)
     _print_summary(summary)
 
 

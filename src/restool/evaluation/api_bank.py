@@ -48,7 +48,7 @@ class Sample:
 
 
 def evaluate(
-    model: Path | None,
+    model: answering.Answerer | None,
     prepared: Path,
     out: Path,
     settings: RunSettings,
@@ -71,14 +71,13 @@ def evaluate(
     if answers:
         found = read_answers(answers, [sample.id for sample in samples], allow_missing=allow_missing)
     elif model is not None:
-        questions = [answering.Question(s.id, s.system, s.user) for s in samples]
-        local = answering.LocalModel.of(model, settings)
+        questions = [answering.Question.of(s.id, s.system, s.user) for s in samples]
         path = out / "answers.jsonl"
-        found = answering.collect(local, questions, settings.eval.api_bank, settings.eval.seed, path, report=report)
+        found = answering.collect(model, questions, settings.eval.api_bank, settings.eval.seed, path, report=report)
     else:
         raise EvaluationError(f"{BENCHMARK}: give a model or answers")
     rows = [item(sample, found.get(sample.id)) for sample in samples]
-    identity = {"model": None if answers else local.fingerprint, "answers": str(answers) if answers else None}
+    identity = {"model": None if answers else model.fingerprint, "answers": str(answers) if answers else None}
     summary = summarize(rows, samples) | {"decoding": decoding.model_dump() if decoding else None} | identity
     return items.write(out, rows, summary | {"complete": all(sample.id in found for sample in samples)})
 

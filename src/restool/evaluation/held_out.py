@@ -34,11 +34,10 @@ FORMULA = (
 
 
 def evaluate(
-    model: Path, prepared: Path, out: Path, settings: RunSettings, *, report: Callable[[str], None]
+    model: answering.Answerer, prepared: Path, out: Path, settings: RunSettings, *, report: Callable[[str], None]
 ) -> dict[str, Any]:
     """Answer and score every held-out split of ``prepared`` with ``model``; write the three files below ``out``."""
     manifest = files.read_json(prepared / "manifest.json")
-    local = answering.LocalModel.of(model, settings)
     rows: list[dict[str, Any]] = []
     for split in manifest["held_out_splits"]:
         prompts = read_rows(prepared, split)
@@ -46,16 +45,17 @@ def evaluate(
             continue
         for mode in MODES:
             report(f"{BENCHMARK}: {split}, {mode}, {len(prompts)} prompts")
-            questions = [answering.Question(f"{mode}/{row.id}", row.system, row.user) for row in prompts]
+            questions = [answering.Question.of(f"{mode}/{row.id}", row.system, row.user) for row in prompts]
             found = answering.collect(
-                local, questions, decoding(settings, mode), settings.eval.seed, out / "answers.jsonl", report=report
+                model, questions, decoding(settings, mode), settings.eval.seed, out / "answers.jsonl", report=report
             )
             rows += [item(row, split, mode, found[f"{mode}/{row.id}"]) for row in prompts]
     summary = summarize(rows) | {
         "data_sha256": {split: manifest["files"][split]["sha256"] for split in manifest["held_out_splits"]},
         "decoding": {mode: decoding(settings, mode).model_dump() for mode in MODES},
         "seed": settings.eval.seed,
-        "model": local.fingerprint,
+        "model": model.fingerprint,
+        "source": model.description,
         "complete": True,
     }
     return items.write(out, rows, summary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from restool.core.errors import ModelError
 
@@ -31,20 +31,54 @@ def prompt_ids_batch(
     tokenizer: PreTrainedTokenizerFast, prompts: Sequence[tuple[str, str]], *, thinking: bool | None = None
 ) -> list[list[int]]:
     """`prompt_ids` of many (system, user) pairs, several times faster than one at a time."""
+    dialogues = [
+        ([{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": user}], ())
+        for system, user in prompts
+    ]
+    return dialogue_ids(tokenizer, dialogues, thinking=thinking)
+
+
+def dialogue_ids(
+    tokenizer: PreTrainedTokenizerFast,
+    dialogues: Sequence[tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]],
+    *,
+    thinking: bool | None = None,
+) -> list[list[int]]:
+    """`prompt_ids` of many (messages, tools): whole chats, and the tools that the template itself lists.
+
+    Raises :class:`ModelError` if the template refuses a chat (a role that it does not know, tools in a template
+    that has no place for any).
+    """
     if not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat template; "
             "use an instruct model, or add chat_template.jinja to its folder"
         )
-    dialogues = [
-        [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": user}]
-        for system, user in prompts
-    ]
     if not dialogues:
         return []
-    switches = {} if thinking is None else {"enable_thinking": thinking}
-    texts = tokenizer.apply_chat_template(dialogues, tokenize=False, add_generation_prompt=True, **switches)
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return tokenizer(_rendered(tokenizer, dialogues, thinking), add_special_tokens=False)["input_ids"]
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerFast,
+    dialogues: Sequence[tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]],
+    thinking: bool | None,
+) -> list[str]:
+    """The chats as text, up to the header of the assistant's next turn."""
+    import jinja2
+
+    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
+    if thinking is not None:
+        options["enable_thinking"] = thinking
+    try:
+        if not any(tools for _, tools in dialogues):
+            return tokenizer.apply_chat_template([list(messages) for messages, _ in dialogues], **options)
+        return [
+            tokenizer.apply_chat_template(list(messages), tools=list(tools) or None, **options)
+            for messages, tools in dialogues
+        ]
+    except jinja2.TemplateError as error:
+        raise ModelError(f"the chat template of {tokenizer.name_or_path} refuses a prompt: {error}") from error
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:

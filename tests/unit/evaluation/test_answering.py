@@ -6,6 +6,7 @@ from restool import files
 from restool.core.errors import ModelError
 from restool.evaluation.answering import (
     GeneratedAnswer,
+    Prompt,
     Question,
     answer_keys,
     collect,
@@ -16,7 +17,7 @@ from restool.settings import DecodingSettings
 
 GREEDY = DecodingSettings(max_new_tokens=8, temperature=0.0, max_model_tokens=64, batch_tokens=100)
 SAMPLED = GREEDY.model_copy(update={"temperature": 1.0})
-QUESTIONS = [Question(f"q{i}", "s", f"u{i}") for i in range(6)]
+QUESTIONS = [Question.of(f"q{i}", "s", f"u{i}") for i in range(6)]
 
 
 class Echo:
@@ -67,7 +68,7 @@ def test_answers_of_another_model_are_never_used(tmp_path):
 
 def test_question_sets_share_a_file(tmp_path):
     path = tmp_path / "answers.jsonl"
-    others = [Question(f"other/{q.id}", q.system, q.user) for q in QUESTIONS]
+    others = [Question(f"other/{q.id}", q.prompt) for q in QUESTIONS]
     _collect(Echo("a"), path)
     _collect(Echo("a"), path, others, SAMPLED)
     model = Echo("a")
@@ -85,11 +86,34 @@ def test_what_an_answer_depends_on():
     assert key() == key(decoding=GREEDY.model_copy(update={"batch_tokens": 7}))
     assert key() != key(fingerprint="n")
     assert key() != key(decoding=GREEDY.model_copy(update={"max_new_tokens": 9}))
-    assert key() != key(questions=[Question("q0", "s", "another")])
+    assert key() != key(questions=[Question.of("q0", "s", "another")])
     sampled = key(decoding=SAMPLED)
     assert sampled != key()
     assert sampled != key(decoding=SAMPLED, seed=1)
     assert sampled != key(decoding=SAMPLED, questions=QUESTIONS[:3])  # its place in a batch decides its numbers
+
+
+def test_keys_of_one_version_fit_the_next():
+    """Answers that were stored by an earlier version stay usable: these hashes are recorded, not computed."""
+    assert answer_keys("m", QUESTIONS, GREEDY, 0)["q0"] == "00d2a3ff295cd639"
+    assert answer_keys("m", QUESTIONS, SAMPLED, 0)["q0"] == "f7d073cad0a03ced"
+
+
+def test_every_part_of_a_chat_counts():
+    tool = {"type": "function", "function": {"name": "f"}}
+    user, assistant = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
+    prompts = [
+        Prompt.of("s", "u"),
+        Prompt.of("", "u"),
+        Prompt((user, assistant, user)),
+        Prompt((user, assistant)),
+        Prompt((user,), (tool,)),
+        Prompt(({"role": "tool", "content": "u", "name": "f"},)),
+        Prompt(({"role": "system", "content": ""}, user)),
+    ]
+    for decoding in (GREEDY, SAMPLED):
+        keys = [answer_keys("m", [Question("q", prompt)], decoding, 0)["q"] for prompt in prompts]
+        assert len(set(keys)) == len(prompts)
 
 
 def test_batches_respect_the_limit_and_lose_nothing():

@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from restool import files
-from restool.evaluation.answering import GeneratedAnswer, LocalModel, Question, collect
+from restool.evaluation.answering import GeneratedAnswer, LocalModel, Question, answer, collect
 from restool.settings import DecodingSettings, TinyArchitecture
 
 ROOT = Path(__file__).parents[3]
 GREEDY = DecodingSettings(max_new_tokens=6, temperature=0.0, max_model_tokens=80, batch_tokens=120)
 SAMPLED = GREEDY.model_copy(update={"temperature": 1.0})
-QUESTIONS = [Question(f"q{i}", "You are a tool.", " ".join(["please"] * i) + " help") for i in range(12)]
+QUESTIONS = [Question.of(f"q{i}", "You are a tool.", " ".join(["please"] * i) + " help") for i in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
 
     values = yaml.safe_load((ROOT / "configs/model/tiny.yaml").read_text())["tiny"]
     arch = TinyArchitecture(**(values | {"layers": 1, "vocabulary": 400}))
-    tokenizer = tiny.train_tokenizer([q.system + q.user for q in QUESTIONS], arch.vocabulary)
+    tokenizer = tiny.train_tokenizer([str(q.prompt.messages) for q in QUESTIONS], arch.vocabulary)
     path = tmp_path_factory.mktemp("models") / "tiny"
     loading.save(tiny.build_tiny(arch, tokenizer), tokenizer, path)
     return path
@@ -56,25 +56,27 @@ def test_nothing_is_loaded_when_nothing_is_missing(folder, tmp_path):
 
 
 def test_seeds_decide_sampled_answers(folder):
-    prompts = [(q.system, q.user) for q in QUESTIONS]
+    prompts = [q.prompt for q in QUESTIONS]
     model = _model(folder)
-    assert model.answer(prompts, SAMPLED, 3) == model.answer(prompts, SAMPLED, 3)
-    assert model.answer(prompts, SAMPLED, 3) != model.answer(prompts, SAMPLED, 4)
-    assert model.answer(prompts, GREEDY, 3) == model.answer(prompts, GREEDY, 4)
+    assert answer(model, prompts, SAMPLED, 3) == answer(model, prompts, SAMPLED, 3)
+    assert answer(model, prompts, SAMPLED, 3) != answer(model, prompts, SAMPLED, 4)
+    assert answer(model, prompts, GREEDY, 3) == answer(model, prompts, GREEDY, 4)
 
 
 def test_prompts_without_room_are_recorded_and_never_sent(folder, tmp_path):
     """As many tokens as fit are generated; a prompt that leaves none is over length."""
-    long = [Question("long", "s", "please " * 200), *QUESTIONS]
+    long = [Question.of("long", "s", "please " * 200), *QUESTIONS]
     found = collect(_model(folder), long, GREEDY, 0, tmp_path / "a.jsonl", report=_quiet)
     assert found["long"] == GeneratedAnswer("", 0, False, over_length=True)
     model = _model(folder)
     model._load()
     from restool.models import chat
 
-    tight = len(chat.prompt_ids(model._loaded[1], QUESTIONS[0].system, QUESTIONS[0].user)) + 2
+    first = QUESTIONS[0].prompt
+    (ids,) = chat.dialogue_ids(model._loaded[1], [(first.messages, first.tools)])
+    tight = len(ids) + 2
     decoding = GREEDY.model_copy(update={"max_model_tokens": tight})
-    (answer,) = model.answer([(QUESTIONS[0].system, QUESTIONS[0].user)], decoding, 0)
-    assert answer.tokens <= 2
-    assert not answer.over_length
+    (short,) = answer(model, [first], decoding, 0)
+    assert short.tokens <= 2
+    assert not short.over_length
     assert len(collect(_model(folder), long, GREEDY, 0, tmp_path / "a.jsonl", report=_quiet)) == 13

@@ -27,7 +27,7 @@ Answers = dict[str, dict[str, answering.GeneratedAnswer]]
 
 
 def evaluate(
-    model: Path | None,
+    model: answering.Answerer | None,
     prepared: Path,
     out: Path,
     settings: RunSettings,
@@ -53,12 +53,18 @@ def evaluate(
         sizes = checker.description["sizes"]
     if answers:
         found = _read(answers, entries, allow_missing=allow_missing)
-        origin = {"model": None, "answers": str(answers), "decoding": None, "prompt_template_sha256": None}
-    elif model is not None:
-        local = answering.LocalModel.of(model, settings)
-        found = _answer(local, entries, skeleton, settings, out, report)
         origin = {
-            "model": local.fingerprint,
+            "model": None,
+            "source": None,
+            "answers": str(answers),
+            "decoding": None,
+            "prompt_template_sha256": None,
+        }
+    elif model is not None:
+        found = _answer(model, entries, skeleton, settings, out, report)
+        origin = {
+            "model": model.fingerprint,
+            "source": model.description,
             "answers": None,
             "decoding": settings.eval.bfcl.model_dump(),
             "prompt_template_sha256": prompts.template_hash(skeleton),
@@ -134,7 +140,7 @@ def summarize(
 
 
 def _answer(
-    local: answering.LocalModel,
+    model: answering.Answerer,
     entries: Entries,
     skeleton: str,
     settings: RunSettings,
@@ -143,12 +149,12 @@ def _answer(
 ) -> Answers:
     """Answers of the model to all categories together: one load, batches across categories."""
     questions = [
-        answering.Question(row["id"], prompts.system(skeleton, row["function"]), prompts.user(row["question"][0]))
+        answering.Question.of(row["id"], prompts.system(skeleton, row["function"]), prompts.user(row["question"][0]))
         for listed in entries.values()
         for row in listed
     ]
     chosen = settings.eval
-    found = answering.collect(local, questions, chosen.bfcl, chosen.seed, out / "answers.jsonl", report=report)
+    found = answering.collect(model, questions, chosen.bfcl, chosen.seed, out / "answers.jsonl", report=report)
     return {name: {row["id"]: found[row["id"]] for row in listed} for name, listed in entries.items()}
 
 

@@ -1,0 +1,140 @@
+"""A checkpoint answered with by this process, through the sampler of `restool.models`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from restool import files
+from restool.core.errors import ModelError
+from restool.evaluation.answering.questions import OVER_LENGTH, GeneratedAnswer, Question, clean
+from restool.settings import DecodingSettings, RunSettings
+
+_WHOLE = 64 << 20
+_BLOCK = 1 << 20
+_UNDIVIDED = 1 << 40
+"""Batches are made here; dividing them again would leave a slow remainder of one or two rows each."""
+
+
+class LocalModel:
+    """A model folder (or Hugging Face id) answered with by this process; the weights load at the first question."""
+
+    def __init__(self, path: str | Path, device: str, dtype: str, thinking: bool | None = None):
+        self.path = Path(path)
+        self.device = device
+        self.dtype = dtype
+        self.thinking = thinking
+        self.fingerprint = files.content_hash([model_fingerprint(path), dtype, thinking], length=16)
+        self._loaded: tuple[Any, Any, Any] | None = None
+
+    @classmethod
+    def of(cls, path: str | Path, settings: RunSettings) -> LocalModel:
+        return cls(path, settings.backend.device, settings.model.dtype, settings.model.thinking)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"engine": "transformers", "checkpoint": str(self.path), "dtype": self.dtype}
+
+    def close(self) -> None:
+        self._loaded = None
+
+    def batches(
+        self, questions: Sequence[Question], decoding: DecodingSettings, seed: int, wanted: set[int]
+    ) -> Iterator[tuple[list[int], list[GeneratedAnswer]]]:
+        """Yield (indices, answers) for every batch that holds a wanted question.
+
+        The division into batches and each batch's seed depend on all ``questions`` and not on ``wanted``, so that
+        sampled answers are the same after an interruption, and use common random numbers across models that share
+        a tokenizer.
+        """
+        from restool.models import chat
+
+        _, tokenizer, _ = self._load()
+        dialogues = [(q.prompt.messages, q.prompt.tools) for q in questions]
+        ids = chat.dialogue_ids(tokenizer, dialogues, thinking=self.thinking)
+        fitting = [i for i, prompt in enumerate(ids) if len(prompt) < decoding.max_model_tokens]
+        too_long = sorted(set(range(len(ids))) - set(fitting))
+        if wanted & set(too_long):
+            yield too_long, [OVER_LENGTH] * len(too_long)
+        for number, batch in enumerate(plan_batches([len(ids[i]) for i in fitting], decoding.batch_tokens)):
+            indices = [fitting[i] for i in batch]
+            if wanted & set(indices):
+                yield indices, self._generate([ids[i] for i in indices], decoding, _batch_seed(seed, number))
+
+    def _generate(self, prompts: list[list[int]], decoding: DecodingSettings, seed: int) -> list[GeneratedAnswer]:
+        sampler, _, decoder = self._load()
+        rooms = [decoding.max_model_tokens - len(prompt) for prompt in prompts]
+        answers = sampler.generate(
+            prompts,
+            temperature=decoding.temperature,
+            max_new_tokens=min(decoding.max_new_tokens, max(rooms)),
+            seed=seed,
+            batch_tokens=_UNDIVIDED,
+        )
+        # A batch is sampled to one length; a row whose own prompt leaves less room is cut to that.
+        ids = [row[:room] for row, room in zip(answers.ids, rooms, strict=True)]
+        whole = [f and len(r) <= room for f, r, room in zip(answers.finished, answers.ids, rooms, strict=True)]
+        texts = [decoded.completion for decoded in decoder.decode_batch(ids)]
+        return [GeneratedAnswer(clean(t), len(r), f) for t, r, f in zip(texts, ids, whole, strict=True)]
+
+    def _load(self) -> tuple[Any, Any, Any]:
+        """(sampler, tokenizer, decoder), made once."""
+        if self._loaded is None:
+            from restool.models import chat, loading
+            from restool.models.offsets import Decoder
+            from restool.models.sampling import make_sampler
+
+            device = loading.resolve_device(self.device)
+            model, tokenizer = loading.load(self.path, dtype=self.dtype, device=device)
+            stop = chat.stop_ids(tokenizer)
+            self._loaded = (make_sampler(model.eval(), tokenizer, stop), tokenizer, Decoder(tokenizer, stop))
+        return self._loaded
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Divide prompts of these lengths into batches of at most ``batch_tokens`` padded tokens, longest first.
+
+    Longest first: the largest batch, which decides whether memory suffices, comes at once.
+    """
+    batches: list[list[int]] = []
+    width = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not batches or width * (len(batches[-1]) + 1) > batch_tokens:
+            batches.append([])
+            width = lengths[i]
+        batches[-1].append(i)
+    return batches
+
+
+def model_fingerprint(path: str | Path) -> str:
+    """Hash of what a model folder answers with: configuration, tokenizer, weights.
+
+    Weight files above 64 MiB are hashed at their start, end and 64 places between, with their size: another
+    checkpoint differs everywhere. Something that is no folder (a Hugging Face id) stands for itself.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return str(path)
+    kinds = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")
+    relevant = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in kinds)
+    if not any(file.name == "config.json" for file in relevant):
+        raise ModelError(f"{folder} is not a model folder: it has no config.json")
+    return files.content_hash([[file.name, file.stat().st_size, _sampled_hash(file)] for file in relevant], length=16)
+
+
+def _sampled_hash(path: Path) -> str:
+    size = path.stat().st_size
+    if size <= _WHOLE:
+        return files.sha256(path)
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        for k in range(66):
+            file.seek((size - _BLOCK) * k // 65)
+            total.update(file.read(_BLOCK))
+    return total.hexdigest()
+
+
+def _batch_seed(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:6], "big")
