@@ -21,7 +21,8 @@ NEEDS = {
     "entropy": "use a backend whose sampler returns token entropies (backend=local)",
     "critic": "set training.rl.critic_learning_rate (released value: 1e-5); the critic is a second model in memory",
     "reference": "use a backend that keeps a frozen reference model, a second model in memory (backend=local)",
-    "beta": "set method.weights.beta to one value per region, as `restool analyze variance` measures them",
+    "beta": "set method.beta_prompts to how many prompts of each step measure it (at least 1), or method.weights.beta "
+    "to one value per region, as `restool analyze variance` measures them",
     "binary": "use a data set whose labels have tool calls; success is format 1 and correctness 3",
 }
 

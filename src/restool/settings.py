@@ -101,6 +101,17 @@ class MethodSettings(Settings):
     algorithm: str = Field(description="id in the registry, see `restool methods`")
     start: Literal["base", "sft"] = Field(description="weights that training starts from")
     weights: dict[str, Any] = Field({}, description="arguments of the token-weight scheme")
+    entropy_decay: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="entropy weights: share of the old value that the running mean of region entropies keeps a step; "
+        "null: each batch's own entropies",
+    )
+    beta_prompts: int = Field(
+        0, ge=0, description="optimal weights: prompts of each step set aside to measure beta, left out of the update"
+    )
+    beta_decay: float = Field(0.9, ge=0, lt=1, description="share that past measurements of beta keep a step")
     clip_low: float = Field(0.2, gt=0, lt=1)
     clip_high: float = Field(0.2, gt=0)
     clip_dual: float | None = Field(3.0, description="null: no dual clip")
@@ -168,6 +179,12 @@ class RLSettings(Settings):
     temperature: float = Field(gt=0)
     max_new_tokens: int = Field(gt=0)
     micro_tokens: int = Field(gt=0, description="most tokens in one forward pass of the update")
+    normaliser_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="answers whose losses are normalised together: as many as have this many tokens with their prompts "
+        "(released: 16384, a micro-batch of one GPU); null: the whole mini-batch",
+    )
     checkpoint_every: int = Field(gt=0)
     rollouts_every: int = Field(gt=0, description="steps between written samples of answers")
     critic_learning_rate: float | None = None

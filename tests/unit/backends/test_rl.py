@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_runs import begin, settings
@@ -76,9 +78,10 @@ def plain_loss(session: Session, answers: Rollouts, rows: list[int], advantage_B
         dual=method.clip_dual,
         mask_BT=mask_BT,
     )
-    loss_BT = loss_BT - entropy * torch.stack(entropies)
     length = session.settings.training.rl.max_new_tokens
-    return algorithms.aggregate(record)(loss_BT, mask_BT, weight_BT[rows], length=length)
+    aggregate = algorithms.aggregate(record)
+    bonus = aggregate(torch.stack(entropies), mask_BT, None, length=length)  # token weights do not reach it
+    return aggregate(loss_BT, mask_BT, weight_BT[rows], length=length) - entropy * bonus
 
 
 @pytest.mark.parametrize(
@@ -121,8 +124,9 @@ def test_updates_are_those_of_the_formula(method, micro_tokens, imitator, prepar
     assert moved > 1e-4
 
 
-def test_entropy_bonus_reaches_answers_without_advantage(imitator, prepared, tmp_path):
-    overrides = ["method=grpo", "+method.entropy_coefficient=0.1"]
+@pytest.mark.parametrize("method", ["grpo", "rest_fixed"])
+def test_entropy_bonus_reaches_every_token_alike(method, imitator, prepared, tmp_path):
+    overrides = [f"method={method}", "+method.entropy_coefficient=0.1"]
     session, collector, learner = parts(tmp_path / "a", prepared, imitator, *overrides)
     answers, advantage_BT = rollouts_of_labels(collector, learner)
     weight_BT = learner.weights(answers)
@@ -130,6 +134,26 @@ def test_entropy_bonus_reaches_answers_without_advantage(imitator, prepared, tmp
     loss = learner._accumulate(answers, every_B, advantage_BT, weight_BT, None, _Tally())
     expected = plain_loss(session, answers, list(range(16)), advantage_BT, weight_BT, entropy=0.1)
     assert loss == pytest.approx(float(expected.detach()), abs=1e-5)
+
+
+def test_parts_of_a_mini_batch_are_normalised_by_themselves(imitator, prepared, tmp_path):
+    overrides = ["method=rest_released", "+training.rl.normaliser_tokens=1000", "training.rl.max_new_tokens=100"]
+    session, collector, learner = parts(tmp_path / "a", prepared, imitator, *overrides)
+    answers, advantage_BT = rollouts_of_labels(collector, learner)
+    weight_BT = learner.weights(answers)
+    lengths = [len(answers.prompts[b // 4]) + len(answers.ids[b]) for b in range(16)]
+    groups: list[list[int]] = [[]]
+    for b, length in enumerate(lengths):
+        if groups[-1] and sum(lengths[i] for i in groups[-1]) + length > 1000:
+            groups.append([])
+        groups[-1].append(b)
+    assert len({len(group) for group in groups}) > 1  # parts of unequal size
+    every_B = torch.ones(16, dtype=torch.bool)
+    loss = learner._accumulate(answers, every_B, advantage_BT, weight_BT, None, _Tally())
+    expected = sum(len(g) / 16 * plain_loss(session, answers, g, advantage_BT, weight_BT) for g in groups)
+    assert loss == pytest.approx(float(expected.detach()), abs=1e-5)
+    whole = plain_loss(session, answers, list(range(16)), advantage_BT, weight_BT)
+    assert abs(loss - float(whole.detach())) > 1e-4
 
 
 def test_reference_penalty_is_zero_at_the_start_and_not_later(trained, imitator, prepared, tmp_path):
@@ -182,6 +206,7 @@ def test_a_run_logs_every_step_and_shows_answers(trained, imitator, prepared, tm
     assert metrics[0]["learning_rate"] == chosen.training.rl.learning_rate
     assert metrics[0]["weight/format"] > 0
     assert metrics[0]["weight/other"] == 0
+    assert "weight/released_crashes" not in metrics[0]
     assert {"reward/total", "reward/exact", "signal/groups", "time/sample", "grad/norm"} <= metrics[0].keys()
     assert sorted({row["step"] for row in run.rollouts()}) == [1, 2, 4]
     answer = run.rollouts()[0]["answers"][0]
@@ -189,6 +214,16 @@ def test_a_run_logs_every_step_and_shows_answers(trained, imitator, prepared, tm
     assert answer["offsets"][-1][1] == len(answer["text"])
     assert run.done()["steps"] == 5
     assert any("step 5/5 | reward total" in line and "left" in line for line in lines)
+
+
+def test_spans_at_which_the_released_code_raises_are_counted(imitator, prepared, tmp_path):
+    _, collector, learner = parts(tmp_path / "a", prepared, imitator, "method=rest_released")
+    answers, _ = rollouts_of_labels(collector, learner)
+    batch = answers.batch
+    assert learner.diagnostics(answers) == {"weight/released_crashes": 0}
+    hidden = [torch.tensor([[0, len(batch.texts[0])]]), *batch.offsets[1:]]  # one token hides every span but the first
+    crashed = replace(answers, batch=replace(batch, offsets=hidden))
+    assert learner.diagnostics(crashed)["weight/released_crashes"] > 0
 
 
 def test_zero_gradient_still_counts_as_an_update(imitator, prepared, tmp_path):

@@ -54,7 +54,7 @@ def offers(settings: RunSettings) -> set[str]:
         found.add("groups")
     if settings.data.kind == "synthetic" or "sft" in settings.data.splits:
         found.add("demonstrations")
-    if settings.method.weights.get("beta"):
+    if settings.method.weights.get("beta") or settings.method.beta_prompts:
         found.add("beta")
     if settings.training.rl.critic_learning_rate is not None:
         found.add("critic")

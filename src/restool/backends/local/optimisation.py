@@ -6,6 +6,7 @@ lost: for models in half precision the optimiser keeps a float32 copy of the wei
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -89,6 +90,20 @@ class Optimiser:
             if master is not parameter:
                 parameter.copy_(master)
                 master.grad = None
+
+
+def neighbours(lengths: Sequence[int], most: int | None) -> list[int]:
+    """Sizes of runs of neighbours whose ``lengths`` add up to at most ``most`` (a longer one alone); None: one run."""
+    if most is None:
+        return [len(lengths)]
+    sizes, total = [], 0
+    for length in lengths:
+        if not sizes or total + length > most:
+            sizes.append(0)
+            total = 0
+        sizes[-1] += 1
+        total += length
+    return sizes
 
 
 def gradient(aggregate: Any, mask_BT: Tensor, weight_BT: Tensor, **arguments: Any) -> Tensor:

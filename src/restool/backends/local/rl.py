@@ -4,7 +4,8 @@ What is summed, clipped, normalised and weighted is the registry's composition (
 `restool.core`; this file only says in which order they run and on which data.
 
 Deviations from the released trainer:
-- The loss's normaliser is that of the mini-batch; the released one is that of a micro-batch, a matter of memory.
+- The released normaliser is that of a micro-batch, whose answers the trainer picks to balance its devices. Here it is
+  that of the mini-batch, or with ``normaliser_tokens`` that of neighbours with at most so many tokens together.
 - The sampler's log-probabilities are the old ones; the released code computes them again with the trainer.
 - Answers whose loss is zero for certain (no advantage, or no weight) are left out of the forward pass. They stay in
   the normaliser and in the optimiser's count of updates, so nothing else changes.
@@ -26,16 +27,20 @@ from restool.backends.local.critic import Critic
 from restool.backends.local.packing import Scored, TokenScorer
 from restool.backends.local.rollouts import Collector, Rollouts
 from restool.backends.local.session import Session, Stateful, derived_seed
+from restool.backends.local.signals import Signals
 from restool.core import advantages, surrogates
 from restool.core.errors import ConfigurationError
+from restool.core.weights import released_crashes
 from restool.files import JsonLinesWriter
 
 
 def train(session: Session, record: Algorithm, prepared: Path) -> None:
     """Train on the prompts of ``prepared`` and finish the run."""
     rl = session.settings.training.rl
-    if rl.minibatches > rl.prompts:
-        raise ConfigurationError(f"training.rl.minibatches={rl.minibatches} is more than prompts={rl.prompts}")
+    used = rl.prompts - session.settings.method.beta_prompts
+    if rl.minibatches > used:
+        aside = f" of which {used} are left by method.beta_prompts" if used < rl.prompts else ""
+        raise ConfigurationError(f"training.rl.minibatches={rl.minibatches} is more than prompts={rl.prompts}{aside}")
     collector = Collector(session, prepared)
     learner = Learner(session, record)
 
@@ -45,6 +50,7 @@ def train(session: Session, record: Algorithm, prepared: Path) -> None:
         clock.lap("sample")
         answers = collector.score(sampled)
         advantage_BT = learner.advantages(answers)
+        answers = learner.signals.observe(answers, advantage_BT)
         weight_BT = learner.weights(answers)
         clock.lap("score")
         statistics = learner.update(number, answers, advantage_BT, weight_BT)
@@ -52,7 +58,7 @@ def train(session: Session, record: Algorithm, prepared: Path) -> None:
         if number == 1 or number % rl.rollouts_every == 0:
             with JsonLinesWriter(session.run.rollouts_path) as log:
                 log.append(*rollouts.shown(number, answers, weight_BT, advantage_BT))
-        found = rollouts.metrics(answers, weight_BT) | statistics | clock.laps
+        found = rollouts.metrics(answers, weight_BT) | learner.diagnostics(answers) | statistics | clock.laps
         return found | {"throughput/tokens_per_second": found["tokens"] / sum(clock.laps.values())}
 
     session.finish(session.steps(rl.steps, rl.checkpoint_every, learner.parts, step))
@@ -73,7 +79,8 @@ class Learner:
             gradient_clip=self._rl.gradient_clip,
         )
         self.critic = Critic(session.model, self._rl, packed=self._policy.packed) if record.advantage == "gae" else None
-        self.parts: dict[str, Stateful] = {"optimiser": self._optimiser}
+        self.signals = Signals(self._method, self._policy)
+        self.parts: dict[str, Stateful] = {"optimiser": self._optimiser, "signals": self.signals}
         if self.critic is not None:
             self.parts["critic"] = self.critic
         self._reference: TokenScorer | None = None
@@ -100,6 +107,13 @@ class Learner:
         """(B, T): the method's token weights."""
         return algorithms.weight_scheme(self._record)(answers.batch, **self._method.weights)
 
+    def diagnostics(self, answers: Rollouts) -> dict[str, float]:
+        """Measured beta by region; at how many spans the released weighting would have raised."""
+        found = self.signals.metrics()
+        if self._record.weights == "released":
+            found["weight/released_crashes"] = float(released_crashes(answers.batch).sum())
+        return found
+
     # --- from there to updates -----------------------------------------------------------------------------
 
     def update(self, step: int, answers: Rollouts, advantage_BT: Tensor, weight_BT: Tensor) -> dict[str, float]:
@@ -110,7 +124,7 @@ class Learner:
             reference_BT = self._reference_logprobs(answers)
         tally = _Tally()
         for epoch in range(self._rl.epochs):
-            for group_M in self._minibatches(step, epoch, len(answers.prompts)):
+            for group_M in self._minibatches(step, epoch, len(answers.prompts) - self._method.beta_prompts):
                 in_batch_B = torch.isin(answers.batch.group_B, group_M)
                 tally.add(loss=self._accumulate(answers, in_batch_B, advantage_BT, weight_BT, reference_BT, tally))
                 tally.add(norm=self._optimiser.step(factor))
@@ -146,29 +160,41 @@ class Learner:
         tally: _Tally,
     ) -> float:
         """Add the gradient of one mini-batch's loss; returns the loss."""
-        share_BT = torch.zeros_like(weight_BT)
-        share_BT[in_batch_B] = optimisation.gradient(
-            algorithms.aggregate(self._record),
-            answers.batch.mask_BT[in_batch_B],
-            weight_BT[in_batch_B],
-            length=self._rl.max_new_tokens,
-        )
+        share_BT = self._shares(answers, in_batch_B, weight_BT)
         bonus = self._method.entropy_coefficient
-        always = bonus != 0 or reference_BT is not None  # then every answer has a gradient
-        keep_B = in_batch_B & (always | (share_BT * advantage_BT).any(1))
+        regularised = bonus != 0 or reference_BT is not None  # then every answer has a gradient
+        # Token weights reshape the policy's gradient only: entropy bonus and KL penalty count every token alike.
+        plain_BT = self._shares(answers, in_batch_B, answers.batch.mask_BT.float()) if regularised else share_BT
+        keep_B = in_batch_B & (regularised | (share_BT * advantage_BT).any(1))
         total = 0.0
         for trees in self._policy.micro_batches(answers.trees(keep_B), self._rl.micro_tokens):
             scored = self._policy(trees, entropy=bonus != 0)
-            loss_BT = self._loss(scored, answers, advantage_BT, reference_BT, tally)
-            loss = (loss_BT * _rows(share_BT, scored)).sum()
+            loss = (self._loss(scored, answers, advantage_BT, tally) * _rows(share_BT, scored)).sum()
+            if regularised:
+                loss = loss + (self._regulariser(scored, reference_BT) * _rows(plain_BT, scored)).sum()
             loss.backward()
             total += float(loss.detach())
         return total
 
-    def _loss(
-        self, scored: Scored, answers: Rollouts, advantage_BT: Tensor, reference_BT: Tensor | None, tally: _Tally
-    ) -> Tensor:
-        """(b, t) loss of the scored answers' tokens."""
+    def _shares(self, answers: Rollouts, in_batch_B: Tensor, weight_BT: Tensor) -> Tensor:
+        """(B, T) what each token's loss counts for in the mini-batch's; 0 outside it.
+
+        Each part that is normalised by itself counts for its share of the answers, as in the released trainer.
+        """
+        share_BT = torch.zeros_like(weight_BT)
+        rows = in_batch_B.nonzero()[:, 0]
+        lengths = [answers.total_tokens(row) for row in rows.tolist()]
+        for part in rows.split(optimisation.neighbours(lengths, self._rl.normaliser_tokens)):
+            share_BT[part] = optimisation.gradient(
+                algorithms.aggregate(self._record),
+                answers.batch.mask_BT[part],
+                weight_BT[part],
+                length=self._rl.max_new_tokens,
+            ) * (len(part) / len(rows))
+        return share_BT
+
+    def _loss(self, scored: Scored, answers: Rollouts, advantage_BT: Tensor, tally: _Tally) -> Tensor:
+        """(b, t) surrogate loss of the scored answers' tokens."""
         assert answers.batch.logprob_BT is not None
         mask_BT = _rows(answers.batch.mask_BT, scored)
         loss_BT, statistics = algorithms.surrogate(self._record)(
@@ -180,11 +206,6 @@ class Learner:
             dual=self._method.clip_dual,
             mask_BT=mask_BT,
         )
-        if scored.entropy_BT is not None:
-            loss_BT = loss_BT - self._method.entropy_coefficient * scored.entropy_BT
-        if reference_BT is not None:
-            penalty_BT = surrogates.kl_penalty(scored.logprob_BT, _rows(reference_BT, scored))
-            loss_BT = loss_BT + self._method.kl_coefficient * penalty_BT
         tally.add(
             tokens=float(mask_BT.sum()),
             clipped=float((statistics["clip_fraction_BT"] * mask_BT).sum()),
@@ -192,6 +213,16 @@ class Learner:
             kl=float((statistics["kl_BT"] * mask_BT).sum()),
         )
         return loss_BT
+
+    def _regulariser(self, scored: Scored, reference_BT: Tensor | None) -> Tensor:
+        """(b, t) KL penalty minus entropy bonus."""
+        total_BT = torch.zeros_like(scored.logprob_BT)
+        if scored.entropy_BT is not None:
+            total_BT = total_BT - self._method.entropy_coefficient * scored.entropy_BT
+        if reference_BT is not None:
+            penalty_BT = surrogates.kl_penalty(scored.logprob_BT, _rows(reference_BT, scored))
+            total_BT = total_BT + self._method.kl_coefficient * penalty_BT
+        return total_BT
 
     @torch.no_grad()
     def _reference_logprobs(self, answers: Rollouts) -> Tensor:

@@ -39,6 +39,10 @@ class Rollouts:
     exact: list[bool]
     batch: AnswerBatch
 
+    def total_tokens(self, row: int) -> int:
+        """Tokens of an answer and its prompt."""
+        return len(self.prompts[row * len(self.prompts) // len(self.ids)]) + len(self.ids[row])
+
     def trees(self, keep_B: Tensor) -> list[Tree]:
         """A tree for every prompt, with those of its answers that ``keep_B`` (bool) marks."""
         samples = len(self.ids) // len(self.prompts)
