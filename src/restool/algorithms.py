@@ -158,7 +158,7 @@ _RECORDS = (
         kl_in_reward=True,
         deviations=(
             "the released defaults (entropy bonus 0.001, KL in the reward 0.001), although the paper says no KL",
-            "take reward=toolrl for its reward",
+            "its strict reward is a choice of its own (reward=toolrl), so that it can be compared under any",
         ),
     ),
     _rl(
@@ -255,7 +255,10 @@ _RECORDS = (
         "Weights of Theorem 2, 1/beta by region, with beta measured on answers that the update does not use.",
         aggregate="sequence_mean",
         also_needs=("beta",),
-        deviations=("beta is measured by region, the theorem has one per token",),
+        deviations=(
+            "beta is measured by region, the theorem has one per token",
+            "the prompts that measure it (method.beta_prompts) do not train: fewer answers an update than other methods",
+        ),
     ),
 )
 
