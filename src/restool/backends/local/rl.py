@@ -22,12 +22,14 @@ from torch import Tensor
 
 from restool import algorithms
 from restool.algorithms import Algorithm
-from restool.backends.local import optimisation, rollouts
+from restool.backends import answers as records
+from restool.backends.local import optimisation
 from restool.backends.local.critic import Critic
 from restool.backends.local.packing import Scored, TokenScorer
 from restool.backends.local.rollouts import Collector, Rollouts
-from restool.backends.local.session import Session, Stateful, derived_seed
+from restool.backends.local.session import Session, Stateful
 from restool.backends.local.signals import Signals
+from restool.backends.seeds import derived_seed
 from restool.core import advantages, surrogates
 from restool.core.errors import ConfigurationError
 from restool.core.weights import released_crashes
@@ -57,8 +59,9 @@ def train(session: Session, record: Algorithm, prepared: Path) -> None:
         clock.lap("update")
         if number == 1 or number % rl.rollouts_every == 0:
             with JsonLinesWriter(session.run.rollouts_path) as log:
-                log.append(*rollouts.shown(number, answers, weight_BT, advantage_BT))
-        found = rollouts.metrics(answers, weight_BT) | learner.diagnostics(answers) | statistics | clock.laps
+                log.append(*records.shown(number, answers.rows, answers.ids, answers.batch, weight_BT, advantage_BT))
+        found = records.metrics(answers.batch, answers.exact, weight_BT)
+        found |= learner.diagnostics(answers) | statistics | clock.laps
         return found | {"throughput/tokens_per_second": found["tokens"] / sum(clock.laps.values())}
 
     session.finish(session.steps(rl.steps, rl.checkpoint_every, learner.parts, step))

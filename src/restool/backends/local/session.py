@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import math
 import shutil
 import time
@@ -135,12 +134,6 @@ def recompute_activations(model: PreTrainedModel) -> None:
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
-
-
-def derived_seed(*parts: int | str) -> int:
-    """A seed for one purpose, a function of ``parts`` alone: ``derived_seed(seed, "sampling", step)``."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _summary(metrics: dict[str, float]) -> str:

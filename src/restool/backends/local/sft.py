@@ -20,7 +20,8 @@ from restool import algorithms
 from restool.algorithms import Algorithm
 from restool.backends.local import optimisation
 from restool.backends.local.packing import TokenScorer, Tree
-from restool.backends.local.session import Session, derived_seed
+from restool.backends.local.session import Session
+from restool.backends.seeds import derived_seed
 from restool.core.batch import AnswerBatch
 from restool.core.errors import DataError
 from restool.core.regions import region_ids_batch
