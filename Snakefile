@@ -32,6 +32,7 @@ rule all:
     input:
         REPORT,
         TRACKED,
+        finished(),  # a result that somebody deleted is made again, although everything behind it is there
     message:
         "{plan.name}: the report is {REPORT}"
 

@@ -3,15 +3,17 @@
 No rules here; the rule files use these names. A request that cannot be met ends here, in one line, before any job.
 """
 
+import importlib.util
 import os
+import shlex
 import sys
 from pathlib import Path
 
 import yaml
 
-from restool import environments, files
+from restool import environments, files, integrity
 from restool.core.errors import RestoolError
-from restool.experiments import load_plan
+from restool.experiments import load_plan, read_plan
 from restool.settings import SiteSettings, WorkflowSettings, validate as validated
 
 
@@ -28,13 +30,62 @@ def read_site():
     return validated(yaml.safe_load(path.read_text()) or {} if path.exists() else {}, SiteSettings)
 
 
-try:
+def entry(name):
+    """What workflow/entry/<name>.py defines."""
+    path = Path(workflow.basedir) / "workflow" / "entry" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"restool_{name}", path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def begin():
+    """One call at a time in one folder, and nothing left running of one that was killed."""
+    try:
+        lock.enter(LOCK, shlex.join(["snakemake", *sys.argv[1:]]))
+        lock.clear_stale(Path.cwd())
+        cluster.stop_leftovers(Path.cwd())
+    except (lock.Occupied, cluster.Unknown) as error:
+        stop(error)
+    except OSError as error:
+        stop(f"cannot write here: {error}")
+
+
+def read_request():
+    """The plan: composed by the call itself, read by the small Snakemakes that run its jobs on other machines.
+
+    Somebody may edit configs/ while jobs wait or run; they are those of the plan that they were submitted with.
+    """
+    if not workflow.is_main_process and "RESTOOL_PLAN" in os.environ:
+        return read_plan(os.environ["RESTOOL_PLAN"])
     request = validated(dict(config), WorkflowSettings)
+    plan = load_plan(request.experiment, request.overrides, write=RUNS_JOBS or not lock.is_occupied(LOCK))
+    os.environ["RESTOOL_PLAN"] = plan.path.as_posix()
+    return plan
+
+
+def make_again(damaged):
+    """Remove outputs whose files are no longer what they were, so that Snakemake, which does not look that far, sees."""
+    for path, problem in damaged.items():
+        print(f"restool: {problem}: {path} {'is' if RUNS_JOBS else 'would be'} made again", file=sys.stderr)
+        if RUNS_JOBS:
+            path.unlink()
+
+
+lock, cluster = entry("lock"), entry("cluster")
+LOCK = Path("results") / ".lock"
+RUNS_JOBS = workflow.is_main_process and not lock.LOOKS.intersection(sys.argv)
+
+try:
     site = read_site()
-    plan = load_plan(request.experiment, request.overrides)
+    if RUNS_JOBS:
+        begin()
+    plan = read_request()
 except RestoolError as error:
     stop(error)
 
+if workflow.is_main_process:
+    make_again(integrity.damaged(plan))
 
 # Jobs use the `restool` of the environment that Snakemake runs in, activated or not, wherever they land.
 shell.prefix(f'export PATH="{Path(sys.executable).parent}:$PATH"; ')
@@ -91,6 +142,12 @@ def evaluation_hash(run):
 def summaries():
     """Every evaluation that the experiment asks for."""
     return [SUMMARY.format(run=run.id, benchmark=name) for run in plan.runs for name in run.evaluations]
+
+
+def finished():
+    """What the experiment leaves behind, besides the report. Prepared data may go when nothing needs it any more."""
+    trained = [TRAINED.format(run=run.id) for run in plan.runs]
+    return [*trained, *summaries(), *([VARIANCE] if plan.variance_subject else []), ANALYZED]
 
 
 def source_hash(*parts):

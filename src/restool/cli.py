@@ -114,11 +114,12 @@ def train(
     manifest = files.read_json(prepared / "manifest.json")
     start, start_identity = _start_model(settings, prepared, parent)
     lineage = {"data": manifest["fingerprint"], "start": start_identity}
-    directory = runs.open_run(path, settings, lineage, replace=replace)
-    if directory.is_done:
-        report(f"{directory.id} is finished already: {directory.path}")
-        return
-    train_run(directory, settings, prepared, start, report=report)
+    with runs.alone(path):
+        directory = runs.open_run(path, settings, lineage, replace=replace)
+        if directory.settle(report):
+            report(f"{directory.id} is finished already: {directory.path}")
+            return
+        train_run(directory, settings, prepared, start, report=report)
     report(f"{directory.id} finished -> {directory.path}")
 
 
@@ -221,7 +222,7 @@ def _evaluate(
     overrides: list[str] | None,
     results: Path,
 ) -> None:
-    from restool import preparation
+    from restool import preparation, runs
     from restool.evaluation import answering, api_bank, bfcl, held_out
 
     if plan is not None:
@@ -232,6 +233,8 @@ def _evaluate(
             raise RunError(
                 f"run '{planned.id}' is not finished; train it first: restool train --plan {plan} --run {run}"
             )
+        if problems := runs.RunDirectory(directory).damage():
+            raise RunError(f"{problems[0]}; train it again: restool train --plan {plan} --run {run}")
         settings, prepared = planned.settings, loaded.prepared_path(planned.prepared)
         checkpoint = str(directory / "model")
         target = directory / "eval" / benchmark
@@ -246,6 +249,7 @@ def _evaluate(
         target = out or Path("evaluation") / benchmark
     given: dict[str, Any] = {"answers": answers, "allow_missing": allow_missing, "report": report}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(runs.alone(target))
         model = (
             stack.enter_context(contextlib.closing(answering.LocalModel.of(checkpoint, settings)))
             if checkpoint
@@ -498,7 +502,7 @@ def _start_model(settings: RunSettings, prepared: Path, parent: Path | None) -> 
     if parent is not None:
         if not (parent / "done.json").exists():
             raise RunError(f"{parent} is not finished, and this run starts from its model; train it first (method=sft)")
-        return parent / "model", files.content_hash(files.read_json(parent / "done.json"))
+        return parent / "model", files.read_json(parent / "done.json")["model"]
     if settings.model.tiny is not None:
         return prepared / "model", prepared.name
     return Path(str(settings.model.path)), f"{settings.model.path}@{settings.model.revision}"

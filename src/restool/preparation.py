@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restool import files
+from restool import files, seals
 from restool.core.errors import DataError, ModelError
 from restool.data import api_bank, bfcl_export, rows
 from restool.data.fetch import Fetcher, Unreachable, mirror_folder
@@ -65,9 +65,16 @@ def _existing(out: Path, settings: RunSettings, report: Report) -> dict[str, Any
     """The manifest of ``out`` if it is what was asked for and no file is missing or changed."""
     if not (out / MANIFEST).exists():
         return None
-    manifest = files.read_json(out / MANIFEST)
+    try:
+        manifest = files.read_json(out / MANIFEST)
+    except files.FileError:
+        report(f"{out / MANIFEST} cannot be read; preparing the data again")
+        return None
     if manifest.get("identity") != _identity(settings):
         raise DataError(f"{out} holds data prepared with other settings; choose another folder or delete it")
+    for problem in seals.damage(out, manifest.get("sealed", {})):
+        report(f"{problem}; preparing the data again")
+        return None
     for split, entry in manifest["files"].items():
         path = out / f"{split}.parquet"
         if not path.is_file() or files.sha256(path) != entry["sha256"]:
@@ -157,6 +164,7 @@ def _manifest(
         "notes": data.notes,
         "benchmarks": benchmarks,
         "skeleton": data.skeleton,
+        "sealed": seals.sizes(folder, folder.rglob("*")),
     }
 
 

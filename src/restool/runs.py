@@ -1,7 +1,10 @@
 """The run directory: the only thing that training, evaluation, analysis and tracking share.
 
 Layout (see README): config.yaml, env.json, metrics.jsonl, rollouts.jsonl, checkpoints/, model/,
-eval/<benchmark>/{answers.jsonl,items.jsonl,summary.json}, done.json (written last).
+eval/<benchmark>/{answers.jsonl,items.jsonl,summary.json}, record.json, done.json (written last).
+
+Snakemake deletes done.json before it runs a job again, whatever the reason. record.json holds the same and is ours: as
+long as every file that it names is as it was, the run is finished and done.json is put back.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -18,9 +23,11 @@ from typing import Any
 
 import yaml
 
-from restool import files
-from restool.core.errors import RunError
+from restool import files, seals
+from restool.core.errors import RestoolError, RunError
 from restool.settings import RunSettings, validate
+
+PATIENCE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,68 @@ class RunDirectory:
         return files.read_json(self.path / "done.json")
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Write done.json: everything before it is whole."""
-        files.write_json(self.path / "done.json", {**record, "finished_at": time.time()})
+        """Write record.json and done.json: everything before them is whole. Adds what the run consists of."""
+        logs = [self.metrics_path, self.rollouts_path, self.path / "env.json"]
+        weights = self._weights()
+        sealed = {"files": seals.sizes(self.path, [*logs, *weights]), "model": seals.fingerprint(self.model, weights)}
+        content = {**record, **sealed, "finished_at": time.time()}
+        files.write_json(self.path / "record.json", content)
+        files.write_json(self.path / "done.json", content)
+
+    def damage(self) -> list[str]:
+        """What happened to the files of the finished run since; [] if nothing, or if it is not finished."""
+        path = self.path / "done.json"
+        if not path.exists():
+            return []
+        try:
+            return seals.damage(self.path, files.read_json(path).get("files", {}))
+        except (files.FileError, AttributeError):
+            return [f"{path} cannot be read"]
+
+    def settle(self, report: Callable[[str], None]) -> bool:
+        """Whether the run is finished and whole. done.json is put back, or taken away, accordingly."""
+        for problem in self.damage():
+            report(problem)
+            (self.path / "done.json").unlink(missing_ok=True)
+        return self.is_done or self._restore(report)
+
+    def _restore(self, report: Callable[[str], None]) -> bool:
+        record = self.path / "record.json"
+        if not record.exists():
+            return False
+        try:
+            content = files.read_json(record)
+            is_whole = not seals.damage(self.path, content["files"])
+            is_whole = is_whole and seals.fingerprint(self.model, self._weights()) == content["model"]
+        except (files.FileError, LookupError, TypeError):
+            is_whole = False
+        if is_whole:
+            files.write_json(self.path / "done.json", content)
+        else:
+            report(f"{self.id} was finished, but its files have changed since: it is trained again")
+            record.unlink()
+        return is_whole
+
+    def _weights(self) -> list[Path]:
+        return [path for path in self.model.rglob("*") if path.is_file()]
+
+
+@contextmanager
+def alone(folder: str | Path, part: str = "") -> Iterator[None]:
+    """Hold the lock of a run (or of one ``part`` of it): two writers in one run directory must never be.
+
+    Waits a minute, because a shared file system may take that long to notice that a holder died; then RunError.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = Path(folder)
+    lock = folder.parent / ".locks" / (folder.name + part)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=PATIENCE_SECONDS):
+            yield
+    except Timeout:
+        raise RunError(f"another process is at work on {folder}{part}; wait for it to finish, or stop it") from None
 
 
 def open_run(
@@ -95,12 +162,14 @@ def open_run(
     ``lineage`` names what the run is made from (``data``: fingerprint of the prepared rows, ``start``: identity of
     the model it begins with). A directory frozen with other decisive settings or another lineage is an error
     that names the differing keys; with ``replace`` (what the workflow passes) it is kept under ``.superseded/``
-    and a fresh one is begun. If what is requested was superseded earlier, that directory comes back, finished
-    work included.
+    and a fresh one is begun, as for one that cannot be read any more (kept under ``.damaged/``). If what is
+    requested was superseded earlier, that directory comes back, finished work included.
     """
     run = RunDirectory(Path(path))
     identity = {**settings.decisive(), "lineage": lineage}
     config = run.path / "config.yaml"
+    if config.exists() and replace and not _is_readable(run):
+        _set_aside(run.path)
     if config.exists():
         frozen = {**run.settings.decisive(), "lineage": run.lineage}
         if frozen != identity:
@@ -141,6 +210,19 @@ def environment_record() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
     }
+
+
+def _is_readable(run: RunDirectory) -> bool:
+    try:
+        return bool(run.settings and run.lineage)
+    except (RestoolError, yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError):
+        return False
+
+
+def _set_aside(path: Path) -> None:
+    target = path.parent / ".damaged" / f"{path.name}-{time.time_ns()}"
+    target.parent.mkdir(exist_ok=True)
+    path.rename(target)
 
 
 def _kept(path: Path, identity: dict[str, Any]) -> Path:

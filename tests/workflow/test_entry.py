@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib
 import json
 import os
@@ -105,8 +106,25 @@ def test_old_python_is_one_line(clone):
 
 
 def test_stale_lock_of_snakemake_is_removed_and_the_experiment_goes_on(clone):
+    """By whichever of the two commands it is called; the target needs no job."""
     clone.write(".snakemake/locks/0.output.lock", "results/test/report.html\n")
-    done = clone.call(*clone.reproduce("test", "-n"))
+    done = clone.snakemake("pyproject.toml", "--config", "experiment=test")
     assert done.status == 0, done.output
-    assert "LockException" not in done.output
-    assert not list((clone.path / ".snakemake/locks").glob("*"))
+    assert "Nothing to be done" in done.output
+    assert not list((clone.path / ".snakemake").glob("locks/*"))
+
+
+def test_snakemake_by_hand_is_told_who_is_at_work_and_may_look_meanwhile(clone):
+    holder = hold(clone.path / "results" / ".lock")
+    try:
+        done = clone.snakemake("--config", "experiment=test")
+        assert done.status == 2
+        assert f"restool: {getpass.getuser()} has been running './reproduce-paper quick'" in done.output
+        assert f"process {holder.pid} " in done.output
+        assert not (clone.path / "results/test").exists()
+        looked = clone.call(*clone.reproduce("test", "-n"))
+        assert looked.status == 0, looked.output
+        assert not (clone.path / "results/test/plan.json").exists(), "the plan belongs to the call that is at work"
+    finally:
+        holder.kill()
+        holder.wait()

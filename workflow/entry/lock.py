@@ -1,8 +1,8 @@
 """One call at a time in one clone, and no leftovers of a call that was killed.
 
-The lock is an advisory lock on `results/.lock`, which also says who holds it. Every process that a call starts
-carries the call's id in its environment, so that what a killed call left running can be told from anything else.
-Standard library only.
+The lock is an advisory lock on `results/.lock`, which also says who holds it: `./reproduce-paper`, or a Snakemake that
+somebody started by hand. Every process that a call starts carries the call's id in its environment, so that what a
+killed call left running can be told from anything else. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import fcntl
 import getpass
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -21,10 +22,42 @@ from typing import Any
 
 VARIABLE = "RESTOOL_CALL"
 PATIENCE_SECONDS = 10
+LOOKS = {"-n", "--dry-run", "--dryrun", "--lint", "--list", "-l", "--unlock", "--summary", "-S", "--dag", "--d3dag"}
+LOOKS |= {"-h", "--help", "-v", "--version", "--rulegraph", "--filegraph", "--list-rules", "--report"}
+LOOKS |= {"-D", "--detailed-summary", "--list-changes", "--lc", "-t", "--touch"}
+"""Flags of Snakemake with which no job runs."""
+_held: list[int] = []  # descriptors of locks, open as long as the process lives
 
 
 class Occupied(Exception):
     """Somebody else is at work; the message says who."""
+
+
+def enter(path: Path, command: str) -> None:
+    """Take the lock for as long as this process lives, unless the call that started this process holds it."""
+    if not is_ours(path):
+        _held.append(acquire(path, command))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this process belongs to the call that holds the lock."""
+    return path.exists() and VARIABLE in os.environ and _read_path(path).get("call") == os.environ[VARIABLE]
+
+
+def is_occupied(path: Path) -> bool:
+    """Whether another call is at work."""
+    if not path.exists() or is_ours(path):
+        return False
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        return not _try(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clear_stale(folder: Path) -> None:
+    """Remove what a killed Snakemake left of its own lock; only for the holder of ours."""
+    shutil.rmtree(folder / ".snakemake" / "locks", ignore_errors=True)
 
 
 def acquire(path: Path, command: str) -> int:
@@ -82,19 +115,6 @@ def processes_of(call: str) -> list[int]:
     return found
 
 
-def foreign_snakemake(folder: Path) -> int | None:
-    """Process id of a Snakemake that somebody started here by hand, if there is one."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            here = (process / "cwd").resolve() == folder.resolve()
-        except OSError:
-            continue
-        if here and int(process.name) != os.getpid() and any(w.endswith(b"snakemake") for w in words[:3]):
-            return int(process.name)
-    return None
-
-
 def _user() -> str:
     try:
         return getpass.getuser()
@@ -124,6 +144,14 @@ def _read(descriptor: int) -> dict[str, Any]:
         return json.loads(os.pread(descriptor, 65536, 0))
     except ValueError:
         return {}
+
+
+def _read_path(path: Path) -> dict[str, Any]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return _read(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _describe(holder: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ import environment
 import lock
 
 ROOT = environment.ROOT
+LOCK = ROOT / "results" / ".lock"
 HELP = """usage: ./reproduce-paper [EXPERIMENT] [SNAKEMAKE FLAGS]
 
 Sets everything up in .venv, runs an experiment from the data to the report, and says where the report is.
@@ -38,8 +39,6 @@ environment:
 """
 DEFAULT = "quick"
 STOPPED = "Stopped. The same command goes on from here."
-NOTHING_RUNS = {"-n", "--dry-run", "--dryrun", "--lint", "--list", "-l", "--unlock", "--summary", "-S", "--dag"}
-NOTHING_RUNS |= {"-h", "--help", "-v", "--version", "--rulegraph", "--filegraph", "--list-rules", "--report"}
 CORES = ("-c", "--cores", "-j", "--jobs")
 CONFIG = ("-C", "--config")
 
@@ -52,9 +51,7 @@ def main(arguments: list[str]) -> int:
     if problem := _unknown(experiment):
         return _fail(problem)
     try:
-        held = lock.acquire(ROOT / "results" / ".lock", shlex.join(["./reproduce-paper", *arguments]))
-        if pid := lock.foreign_snakemake(ROOT):
-            return _fail(f"a snakemake is running in this folder (process {pid}); wait for it, or stop it")
+        held = [] if looks(flags) else [lock.acquire(LOCK, shlex.join(["./reproduce-paper", *arguments]))]
         programs = environment.ensure(with_tests=False)
     except (lock.Occupied, environment.SetupError) as error:
         return _fail(str(error))
@@ -63,25 +60,25 @@ def main(arguments: list[str]) -> int:
     return _run(programs, experiment, flags, held)
 
 
-def _run(programs: Path, experiment: str, flags: list[str], held: int) -> int:
+def looks(flags: list[str]) -> bool:
+    """Whether nothing is run with these flags, so that it may be asked while another call is at work."""
+    return bool(lock.LOOKS.intersection(flags))
+
+
+def _run(programs: Path, experiment: str, flags: list[str], held: list[int]) -> int:
     command = [str(programs / "snakemake"), *_with_experiment(flags, experiment)]
     if not any(flag.startswith(CORES) for flag in flags):
         command += ["--cores", "all"]
-    if _is_locked():
-        unlock = [str(programs / "snakemake"), "--config", f"experiment={experiment}", "--unlock"]
-        status = _call([*unlock, "--quiet", "all"], held)
-        if status:
-            return status
     status = _call(command, held)
-    if status == 0 and not NOTHING_RUNS.intersection(flags):
+    if status == 0 and not looks(flags):
         print(_where(programs, experiment))
     return status
 
 
-def _call(command: list[str], held: int) -> int:
+def _call(command: list[str], held: list[int]) -> int:
     """Run Snakemake in the foreground; it holds the lock too, for as long as it lives. Returns its exit status."""
     settings = {"PYTHONUNBUFFERED": "1", "PATH": f"{Path(command[0]).parent}{os.pathsep}{os.environ['PATH']}"}
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, pass_fds=[held])
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, pass_fds=held)
 
     received: list[int] = []
 
@@ -90,7 +87,7 @@ def _call(command: list[str], held: int) -> int:
         received.append(number)
         if number != signal.SIGINT:
             process.send_signal(signal.SIGINT)
-            for pid in lock.processes_of(os.environ[lock.VARIABLE]):
+            for pid in lock.processes_of(os.environ[lock.VARIABLE]) if held else []:
                 if pid != process.pid:
                     lock.send(pid, signal.SIGTERM)
 
@@ -138,10 +135,6 @@ def _listing() -> str:
         titles[name] = title
     width = max(map(len, titles))
     return "\n".join(f"  {name:<{width}}  {title}" for name, title in titles.items())
-
-
-def _is_locked() -> bool:
-    return any((ROOT / ".snakemake" / "locks").glob("*"))
 
 
 def _where(programs: Path, experiment: str) -> str:

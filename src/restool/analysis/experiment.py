@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from restool import files
+from restool import files, seals
 from restool.core.errors import RestoolError, RunError
 from restool.runs import RunDirectory
 from restool.settings import ExperimentSettings, RunSettings, validate
@@ -170,5 +170,8 @@ def analyze(experiment_dir: str | Path, *, report: Report = lambda line: None) -
     for name, reason in missing.items():
         report(f"not drawn: {name} ({reason})")
     index = {"plan": experiment.hash, "tables": written, "figures": drawn, "missing_figures": missing}
+    others = ("index.json", "variance.json")
+    made = [p for p in experiment.analysis.rglob("[!.]*.*") if p.name not in others]
+    index["files"] = seals.sizes(experiment.analysis, made)
     files.write_json(experiment.analysis / "index.json", index)
     return experiment.analysis

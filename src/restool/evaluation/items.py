@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from restool import files
+from restool import files, seals
 from restool.core.errors import EvaluationError
 
 _Z = 1.959963984540054
@@ -49,8 +49,12 @@ def category(rows: Iterable[dict[str, Any]], correct: str = "correct") -> dict[s
 
 
 def write(out: Path, rows: Iterable[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
-    """Write items.jsonl, then summary.json (whose existence says that the evaluation is whole); return it."""
+    """Write items.jsonl, then summary.json (whose existence says that the evaluation is whole); return it.
+
+    ``files`` in the summary: the sizes of what it was made from.
+    """
     files.write_json_lines(out / "items.jsonl", rows)
+    summary = {**summary, "files": seals.sizes(out, [out / "answers.jsonl", out / "items.jsonl"])}
     files.write_json(out / "summary.json", summary)
     return summary
 

@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from restool import files
+from restool import files, seals
 from restool.core.errors import ModelError
 from restool.evaluation.answering.questions import OVER_LENGTH, GeneratedAnswer, Question, clean
 from restool.settings import DecodingSettings, RunSettings
 
-_WHOLE = 64 << 20
-_BLOCK = 1 << 20
 _UNDIVIDED = 1 << 40
 """Batches are made here; dividing them again would leave a slow remainder of one or two rows each."""
 
@@ -121,19 +119,7 @@ def model_fingerprint(path: str | Path) -> str:
     relevant = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in kinds)
     if not any(file.name == "config.json" for file in relevant):
         raise ModelError(f"{folder} is not a model folder: it has no config.json")
-    return files.content_hash([[file.name, file.stat().st_size, _sampled_hash(file)] for file in relevant], length=16)
-
-
-def _sampled_hash(path: Path) -> str:
-    size = path.stat().st_size
-    if size <= _WHOLE:
-        return files.sha256(path)
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        for k in range(66):
-            file.seek((size - _BLOCK) * k // 65)
-            total.update(file.read(_BLOCK))
-    return total.hexdigest()
+    return seals.fingerprint(folder, relevant)
 
 
 def _batch_seed(seed: int, number: int) -> int:
