@@ -131,7 +131,7 @@ def test_an_unreadable_run_is_kept_aside_and_begun_anew(tmp_path, name):
 def test_two_processes_never_work_on_one_run(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "PATIENCE_SECONDS", 0.1)
     with runs.alone(tmp_path / "r"):
-        with pytest.raises(RunError, match="another process is at work on .*/r; wait"), runs.alone(tmp_path / "r"):
+        with pytest.raises(RunError, match=r"another process is at work on .*/r; wait"), runs.alone(tmp_path / "r"):
             pass
         with runs.alone(tmp_path / "s"):
             pass
