@@ -108,7 +108,8 @@ def test_old_python_is_one_line(clone):
 def test_stale_lock_of_snakemake_is_removed_and_the_experiment_goes_on(clone):
     """By whichever of the two commands it is called; the target needs no job."""
     clone.write(".snakemake/locks/0.output.lock", "results/test/report.html\n")
-    done = clone.snakemake("pyproject.toml", "--config", "experiment=test")
+    clone.write("results/prepared/some/manifest.json", "{}\n")
+    done = clone.snakemake("results/prepared/some/manifest.json", "--config", "experiment=test")
     assert done.status == 0, done.output
     assert "Nothing to be done" in done.output
     assert not list((clone.path / ".snakemake").glob("locks/*"))
