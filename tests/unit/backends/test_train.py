@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 import torch
 from small_runs import begin, settings
@@ -58,6 +59,19 @@ def test_another_backend_is_refused(prepared, tmp_path):
     chosen = chosen.model_copy(update={"backend": chosen.backend.model_copy(update={"name": "verl"})})
     with pytest.raises(ConfigurationError, match="backend=local"):
         train(begin(tmp_path / "run", prepared, chosen), chosen, prepared, prepared / "model", report=print)
+
+
+def test_a_critic_without_memory_for_it_is_refused_before_anything_starts(trained):
+    room = psutil.virtual_memory().total / 16  # parameters whose training state fills this machine
+    fits = f"model.parameters={0.7 * room:.0f}"
+    critic = "training.rl.critic_learning_rate=1e-3"
+    lines: list[str] = []
+    with pytest.raises(ConfigurationError, match=r"ppo on tiny needs .* critic .* a method without a critic"):
+        trained(fits, critic, "method=ppo", name="ppo", report=lines.append)
+    assert not lines
+    with pytest.raises(ConfigurationError, match=r"policy .* use a smaller model, or a machine"):
+        trained(f"model.parameters={1.1 * room:.0f}", "method=sft", name="large")
+    assert trained(fits, "method=grpo", "training.rl.steps=1", name="grpo").is_done
 
 
 def test_done_record(trained):

@@ -1,8 +1,8 @@
 """Training in plain torch, one process, on a CPU or one GPU: the readable backend.
 
 `rl` is the algorithm from sampled answer to weight update; `sft` imitates demonstrations; `packing` computes a
-prompt once for all its answers; `critic` is PPO's; `optimisation`, `checkpoints` and `session` are what both trainers
-share.
+prompt once for all its answers; `critic` is PPO's; `signals` measures what derived weights read; `optimisation`,
+`checkpoints`, `memory` and `session` are what both trainers share.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ def train(
     if run.is_done:
         report(f"{run.id} is finished already")
         return
-    from restool.backends.local import rl, sft
+    from restool.backends.local import memory, rl, sft
     from restool.backends.local.session import Session
+
+    if record.kind != "none":
+        memory.check(settings, record)
 
     session = Session.open(run, settings, start, report)
     if record.kind == "none":
