@@ -1,4 +1,4 @@
-"""Sampled answers of a run, every token with its region and its weight under two schemes side by side.
+"""Sampled answers of a run, every token with its region and its weight under schemes to be compared.
 
 Weights are computed again from the stored texts and offsets, at the reference step that the answers were sampled at;
 the run's own are those that training stored. What the records of a run lack:
@@ -10,7 +10,7 @@ the run's own are those that training stored. What the records of a run lack:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from restool import algorithms
@@ -38,7 +38,7 @@ class Weighting:
 
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring tokens of one region. ``weights``: (lowest, highest) under each of the two schemes."""
+    """Neighbouring tokens of one region. ``weights``: (lowest, highest) under each scheme."""
 
     text: str
     region: str
@@ -48,7 +48,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class WeighedAnswer:
-    """One sampled answer; ``regions`` (lower case) and the two lists of ``weights`` have one entry a token."""
+    """One sampled answer; ``regions`` (lower case) and each list of ``weights`` have one entry a token."""
 
     step: int
     number: int  # place among the written answers of its step, from 1
@@ -63,20 +63,21 @@ class WeighedAnswer:
     correctness: float
     advantage: float
 
-    def pieces(self) -> list[Piece]:
-        """Runs of neighbouring tokens with equal region and equal weights."""
-        return pieces(self.text, self.offsets, self.regions, self.weights)
+    def pieces(self, which: int | None = None) -> list[Piece]:
+        """Runs of neighbouring tokens with equal region and equal weights (under weighting ``which``, or under all)."""
+        chosen = self.weights if which is None else (self.weights[which],)
+        return pieces(self.text, self.offsets, self.regions, chosen)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Answers of one step of one run under two weightings."""
+    """Answers of one step of one run under some weightings (two, where they are printed side by side)."""
 
     run: str
     step: int
     reference_step: float
     of: int  # answers that the step wrote
-    weightings: tuple[Weighting, Weighting]
+    weightings: tuple[Weighting, ...]
     answers: list[WeighedAnswer]
 
     def as_json(self) -> dict[str, Any]:
@@ -106,9 +107,10 @@ class Comparison:
         }
 
     def spread(self) -> list[dict[str, dict[str, float]]]:
-        """`spread` of both weightings over all answers."""
+        """`spread` of every weighting over all answers."""
         regions = [region for answer in self.answers for region in answer.regions]
-        return [spread(regions, [w for a in self.answers for w in a.weights[which]]) for which in (0, 1)]
+        columns = range(len(self.weightings))
+        return [spread(regions, [w for a in self.answers for w in a.weights[which]]) for which in columns]
 
 
 def compare(
@@ -129,14 +131,20 @@ def compare(
     own = algorithms.get(run.settings.method.algorithm).weights
     first = first or Weighting(own, None)
     second = second or Weighting(*(("fixed", "fixed") if first.label == "uniform" else ("uniform", "uniform")))
+    found = weigh(run, (first, second), step=step)
+    return replace(found, answers=_selected(found.answers, worst, best))
+
+
+def weigh(run: RunDirectory, weightings: Sequence[Weighting], *, step: int | None = None) -> Comparison:
+    """The written answers of a step (None: the last) under every one of ``weightings``; errors as for `compare`."""
     step, rows = _rows(run, step)
     batch = _batch(run, step, [answer for _, answer in rows])
-    weight_TBs = [_weights(w, batch, [answer for _, answer in rows]) for w in (first, second)]
+    weight_TBs = [_weights(w, batch, [answer for _, answer in rows]) for w in weightings]
     found = [
         _weighed(step, b, rows[b][0], rows[b][1], batch, [weights[b] for weights in weight_TBs])
         for b in range(len(rows))
     ]
-    return Comparison(run.id, step, batch.step, len(rows), (first, second), _selected(found, worst, best))
+    return Comparison(run.id, step, batch.step, len(rows), tuple(weightings), found)
 
 
 def parse_weighting(text: str) -> Weighting:

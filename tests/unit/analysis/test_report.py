@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from restool import files
-from restool.analysis import figures, findings, report, tables
+from restool.analysis import figures, findings, report, samples, tables
 from restool.analysis.experiment import analyze, load
 from restool.core.errors import RunError
 
@@ -65,8 +65,9 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
         self.scripts += tag == "script"
-        if tag in ("img", "script", "link", "iframe", "source") and not str(values.get("src", "")).startswith("data:"):
-            self.outside.append(tag)
+        own = tag == "script" and not values  # the page's own, written in it
+        if tag in ("img", "script", "link", "iframe", "source") and not own:
+            self.outside += [tag] if not str(values.get("src", "")).startswith("data:") else []
         if tag == "a" and not str(values["href"]).startswith("#"):
             self.links.append(str(values["href"]))
         if tag not in ("meta", "img", "br", "link"):
@@ -91,8 +92,23 @@ def test_model_output_is_shown_as_text(analyzed: Path) -> None:
     page = _Page()
     text = (analyzed / "report.html").read_text()
     page.feed(text)
-    assert page.scripts == 0
+    assert page.scripts == 1  # the page's own; none of a model
     assert "&lt;script&gt;alert(1)" in text
+    assert "alert(1)" not in text.replace("&lt;script&gt;alert(1)", "")
+
+
+def test_every_answer_can_be_seen_under_every_weighting(analyzed: Path) -> None:
+    text = (analyzed / "report.html").read_text()
+    section = text[text.index('id="answers"') : text.index('id="methods"')]
+    chosen = samples.choose(load(analyzed))
+    assert set(samples.SCHEMES) <= {w.label for w in chosen.weightings}
+    for number in range(len(chosen.answers)):
+        panes = section.partition(f'<template data-answer="{number}">')[2].partition("</template>")[0]
+        titles = re.findall(r'<div class="weighed"><div class="small">(.*?)</div>', panes)
+        assert titles == [w.label for w in chosen.weightings]
+    # What one sees first is the two that the choice names.
+    first = section.partition('data-answer="0"')[2].partition("<template")[0]
+    assert re.findall(r'<div class="weighed"><div class="small">(.*?)</div>', first) == [samples.FIRST, samples.SECOND]
 
 
 def test_the_report_opens_with_question_label_and_verdicts(analyzed: Path) -> None:
