@@ -13,6 +13,10 @@ from restool.analysis.experiment import Experiment
 
 METRIC_NAMES = {
     "reward_mean": "mean reward during training",
+    "gradient_norm": "gradient norm",
+    "clip_fraction": "clipped share of tokens",
+    "explained_variance": "critic's explained variance, last quarter",
+    "released_crashes": "spans a step at which the released code raises",
     "reward": "reward",
     "tool_exact": "tool-exact",
     "flawless_tool_exact": "tool-exact on prompts without a flaw",
@@ -30,7 +34,7 @@ METRIC_NAMES = {
 def name(metric: str, mode: str | None = None) -> str:
     """A metric in words; ``exact_<kind>`` names the kind of prompt."""
     known = METRIC_NAMES.get(metric) or f"exact, {metric.removeprefix('exact_').replace('_', ' ')}"
-    return known if mode is None or metric == "reward_mean" else f"{mode} {known}"
+    return known if mode is None or metric in tables.TRAINING else f"{mode} {known}"
 
 
 def signed(mean: float, low: float, high: float) -> str:

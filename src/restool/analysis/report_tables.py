@@ -18,6 +18,7 @@ Columns = tuple[tuple[str, str], ...]  # (mode, metric)
 
 _EXACT: Columns = (("greedy", "tool_exact"), ("sampled", "tool_exact"), ("sampled", "reward"))
 _HEADLINE: Columns = (*_EXACT, ("greedy", "format"), ("sampled", "tokens"))
+_TRAINING: Columns = tuple(("sampled", metric) for metric in tables.TRAINING)
 _FLAWLESS: Columns = (("greedy", "flawless_tool_exact"), ("sampled", "flawless_tool_exact"))
 _PARTS: Columns = tuple(
     (mode, f"right_{part}") for mode in ("greedy", "sampled") for part in ("name", "think", "arguments")
@@ -32,6 +33,7 @@ def results(experiment: Experiment, frames: dict[str, pd.DataFrame]) -> list[Tab
     over_seeds = "Mean over seeds [95 % t-interval over seeds]; the same items for every run."
     made = [
         _wide(experiment, method, split, _HEADLINE, "Methods", over_seeds),
+        _wide(experiment, method, "train", _TRAINING, "During training", _OVER_STEPS),
         _wide(experiment, gain, split, _EXACT, "After RL minus before", "Before is the run that RL started from."),
         _differences(difference[~by_part], "Paired differences", folded=False),
         _differences(difference[by_part], "Paired differences by part of the answer", folded=True),
@@ -43,6 +45,11 @@ def results(experiment: Experiment, frames: dict[str, pd.DataFrame]) -> list[Tab
     return [table for table in made if table is not None]
 
 
+_OVER_STEPS = (
+    "Means over the steps of a run, then over seeds [95 % t-interval over seeds]. Rewards compare between methods of "
+    "one reward only; gradient norms depend on a method's normaliser. Explained variance is of the returns, by the "
+    "critic's values before each step's updates; 0 is a critic that knows nothing."
+)
 _REGRESSION = "After minus before, on prompts where no demonstration could be flawed: they must not get worse."
 _RIGHT = "Share right, on prompts where a demonstration could have been wrong in that part."
 _KINDS = "Share exact, greedy. No-tool prompts count as exact when the format is right."
@@ -76,7 +83,7 @@ def _wide(
         "title": title,
         "head": ["method", *(findings.name(metric, mode) for mode, metric in columns), "seeds"],
         "rows": rows,
-        "caption": f"{caption} Items: {count}.",
+        "caption": f"{caption} {'Steps' if split == 'train' else 'Items'}: {count}.",
         "csv": "gains" if is_change else "methods",
         "folded": False,
     }

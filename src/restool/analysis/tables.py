@@ -6,6 +6,7 @@ interval here: the items are the same for all runs, so their choice is not cover
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -31,6 +32,15 @@ _METRICS: dict[str, tuple[str, Callable[[Item], bool]]] = {
     "correctness": ("correctness", lambda item: item["tool"]),
     "finished": ("finished", lambda item: True),
     "tokens": ("tokens", lambda item: True),
+}
+
+# Means over training: metric of metrics.jsonl, and the share of the steps at the end that count.
+TRAINING: dict[str, tuple[str, float]] = {
+    "reward_mean": ("reward/total", 1.0),
+    "gradient_norm": ("grad/norm", 1.0),
+    "clip_fraction": ("clip/fraction", 1.0),
+    "explained_variance": ("value/explained_variance", 0.25),
+    "released_crashes": ("weight/released_crashes", 1.0),
 }
 
 # What the paired differences are taken of (where the experiment has it).
@@ -184,9 +194,12 @@ def write_all(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def _training(run: Run) -> Iterator[dict[str, Any]]:
-    rewards = [row["reward/total"] for row in run.metrics if row.get("reward/total") is not None]
-    if rewards and run.is_done:
-        yield _score("train", "sampled", "reward_mean", rewards)
+    if not run.is_done:
+        return
+    for metric, (source, share) in TRAINING.items():
+        values = [row[source] for row in run.metrics if row.get(source) is not None]
+        if values:
+            yield _score("train", "sampled", metric, values[-math.ceil(share * len(values)) :])
 
 
 def _categories(run: Run) -> list[str]:

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from restool import files
-from restool.analysis import claims, tables
+from restool.analysis import claims, report_tables, tables
 from restool.analysis.experiment import Experiment, load
 from restool.evaluation import held_out
 
@@ -180,3 +180,21 @@ def _as_the_papers_8b(quick, edit, scores: dict[str, list[float]], algorithm=Non
 def test_nan_never_reaches_a_claim(experiment: Experiment) -> None:
     for row in claims.table(experiment):
         assert not any(isinstance(value, float) and math.isnan(value) for value in row.values())
+
+
+def test_training_means_are_over_the_steps_that_count(quick) -> None:
+    run = next(run for run in load(quick).rl_runs if run.method == "grpo" and run.seed == 0)
+    rows = files.read_json_lines(run.directory.metrics_path)
+    for place, row in enumerate(rows):
+        row["value/explained_variance"] = 0.0 if place < len(rows) - 2 else 0.5
+        row["grad/norm"] = float(place)
+    files.write_json_lines(run.directory.metrics_path, rows)
+    score = tables.scores(load(quick))
+    here = score[(score["run"] == run.id) & (score["split"] == "train")].set_index("metric")["value"]
+    last = -(-len(rows) // 4)  # the last quarter, rounded up
+    assert here["explained_variance"] == pytest.approx(1.0 / last)
+    assert here["gradient_norm"] == pytest.approx((len(rows) - 1) / 2)
+    titles = {t["title"]: t for t in report_tables.results(load(quick), tables.build(load(quick)))}
+    head = titles["During training"]["head"]
+    assert "critic's explained variance, last quarter" in head
+    assert "spans a step at which the released code raises" not in head  # no run has logged it
