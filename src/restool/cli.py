@@ -10,18 +10,19 @@ import contextlib
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from restool.core.errors import ConfigurationError, RestoolError, RunError, nearest
+from restool.core.errors import ConfigurationError, EvaluationError, RestoolError, RunError, nearest
 
 if TYPE_CHECKING:
     from restool.analysis.answers import Weighting
+    from restool.evaluation.answering import Source
     from restool.experiments import Plan, PlannedRun
     from restool.settings import RunSettings
 
@@ -211,67 +212,99 @@ def track(
 # ------------------------------------------------------------------------------------------------- evaluation
 
 
-def _evaluate(
-    benchmark: str,
-    plan: Path | None,
-    run: str | None,
-    checkpoint: str | None,
-    answers: Path | None,
-    allow_missing: bool,
-    out: Path | None,
-    overrides: list[str] | None,
-    results: Path,
-) -> None:
-    from restool import preparation, runs
-    from restool.evaluation import answering, api_bank, bfcl, held_out
+def _evaluate(benchmark: str, source: Source, settings: RunSettings, prepared: Path, target: Path) -> dict[str, Any]:
+    from restool import runs
+    from restool.evaluation import api_bank, bfcl, held_out
 
-    if plan is not None:
-        loaded = _plan(plan)
-        planned = _planned_run(loaded, run)
-        directory = loaded.run_path(planned.id)
-        if not (directory / "done.json").exists():
-            raise RunError(
-                f"run '{planned.id}' is not finished; train it first: restool train --plan {plan} --run {run}"
-            )
-        if problems := runs.RunDirectory(directory).damage():
-            raise RunError(f"{problems[0]}; train it again: restool train --plan {plan} --run {run}")
-        settings, prepared = planned.settings, loaded.prepared_path(planned.prepared)
-        checkpoint = str(directory / "model")
-        target = directory / "eval" / benchmark
+    if benchmark == "bfcl-synthetic":
+        with runs.alone(target):
+            return bfcl.evaluate_synthetic(target.parent / "held-out", prepared, target, report=report)
+    model = source.open(settings, target / "vllm.log", report)
+    with runs.alone(target), contextlib.closing(model) if model else contextlib.nullcontext():
+        if benchmark == "held-out":
+            assert model is not None
+            return held_out.evaluate(model, prepared, target, settings, report=report)
+        evaluate = api_bank.evaluate if benchmark == "api-bank" else bfcl.evaluate
+        existing = {"answers": source.answers, "allow_missing": source.allow_missing}
+        return evaluate(model, prepared, target, settings, **existing, report=report)
+
+
+def _of_plan(plan: Path, run: str | None, benchmark: str) -> tuple[RunSettings, str, Path, Path]:
+    """Settings, model, prepared data and target of a finished run of a plan."""
+    from restool.runs import RunDirectory
+
+    loaded = _plan(plan)
+    planned = _planned_run(loaded, run)
+    directory = loaded.run_path(planned.id)
+    if not (directory / "done.json").exists():
+        raise RunError(f"run '{planned.id}' is not finished; train it first: restool train --plan {plan} --run {run}")
+    if problems := RunDirectory(directory).damage():
+        raise RunError(f"{problems[0]}; train it again: restool train --plan {plan} --run {run}")
+    places = loaded.prepared_path(planned.prepared), directory / "eval" / benchmark
+    return planned.settings, str(directory / "model"), *places
+
+
+def _by_hand(
+    benchmark: str, checkpoint: str | None, overrides: list[str], results: Path
+) -> tuple[RunSettings, str | None, Path]:
+    """Settings, model and prepared data for somebody's checkpoint, endpoint or answers.
+
+    A run folder is evaluated as its experiment would: its own data, model and evaluation settings. Anything else
+    meets the published prompts and, unless ``eval=`` says otherwise, the whole benchmark.
+    """
+    from restool import preparation
+    from restool.runs import RunDirectory
+
+    run = RunDirectory(Path(checkpoint)) if checkpoint and (Path(checkpoint) / "done.json").exists() else None
+    named = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    chosen = {name.partition(".")[0] for name in named}
+    groups = {part: getattr(run.settings, part).name for part in _OF_A_RUN} if run else {"eval": "paper"}
+    settings = _compose([f"{part}={name}" for part, name in groups.items() if part not in named] + overrides)
+    if run is not None:
+        kept = {part: getattr(run.settings, part) for part in _OF_A_RUN if part not in chosen}
+        settings, checkpoint = settings.model_copy(update=kept), str(run.path / "model")
+    elif checkpoint is not None and "model" not in chosen:
+        from restool.models import loading
+
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update=loading.traits(checkpoint))})
+    if run is None and benchmark in ("api-bank", "bfcl") and "data" not in chosen:
+        prepared = results / "prepared" / f"benchmark-{benchmark}"
+        preparation.prepare_benchmark(benchmark, settings.data.mirror, prepared, report=report)
     else:
-        settings = _compose(overrides)
         prepared = results / "prepared" / preparation.prepared_id(settings)
         if not (prepared / "manifest.json").exists():
             preparation.prepare(settings, prepared, report=report)
-        if (checkpoint is None) == (answers is None):
-            raise ConfigurationError("give one of --checkpoint and --answers (or --plan and --run)")
-        checkpoint = str(_model_folder(checkpoint)) if checkpoint else None
-        target = out or Path("evaluation") / benchmark
-    given: dict[str, Any] = {"answers": answers, "allow_missing": allow_missing, "report": report}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(runs.alone(target))
-        model = (
-            stack.enter_context(contextlib.closing(answering.LocalModel.of(checkpoint, settings)))
-            if checkpoint
-            else None
-        )
-        if benchmark == "held-out":
-            if model is None:
-                raise ConfigurationError("held-out: give --checkpoint (or --plan and --run)")
-            summary = held_out.evaluate(model, prepared, target, settings, report=report)
-        elif benchmark == "bfcl-synthetic":
-            summary = bfcl.evaluate_synthetic(target.parent / "held-out", prepared, target, report=report)
-        elif benchmark == "api-bank":
-            summary = api_bank.evaluate(model, prepared, target, settings, **given)
-        else:
-            summary = bfcl.evaluate(model, prepared, target, settings, **given)
-    _print_summary(summary)
+    return settings, checkpoint, prepared
+
+
+_OF_A_RUN = ("model", "data", "eval")
+_SOURCES = {
+    "held-out": ("checkpoint", "endpoint"),
+    "bfcl-synthetic": (),
+    "api-bank": ("checkpoint", "endpoint", "answers"),
+    "bfcl": ("checkpoint", "endpoint", "answers"),
+}
 
 
 def _evaluation_command(benchmark: str, text: str) -> None:
     def command(
         overrides: Overrides = None,
         checkpoint: Annotated[str | None, typer.Option(help="model folder, run folder or Hugging Face id")] = None,
+        engine: Annotated[
+            Literal["auto", "transformers", "vllm"],
+            typer.Option(help="what answers for a checkpoint; auto: vLLM on a GPU if it is installed"),
+        ] = "auto",
+        endpoint: Annotated[str | None, typer.Option(help="address of an OpenAI-compatible server (…/v1)")] = None,
+        model: Annotated[str | None, typer.Option(help="model of the server; needed if it has several")] = None,
+        api_key_env: Annotated[
+            str | None, typer.Option(help="environment variable with the server's key; default OPENAI_API_KEY if set")
+        ] = None,
+        tokenizer: Annotated[
+            str | None, typer.Option(help="folder or Hugging Face id: render prompts here, send raw completions")
+        ] = None,
+        concurrency: Annotated[int, typer.Option(help="requests to the server at once", min=1)] = 64,
+        requests_per_minute: Annotated[float | None, typer.Option(help="limit to ask the server less", min=0.1)] = None,
+        timeout: Annotated[float, typer.Option(help="seconds that one answer of the server may take", min=1)] = 600,
         answers: Annotated[Path | None, typer.Option(help="answers that exist already")] = None,
         allow_missing: Annotated[bool, typer.Option(help="count missing answers wrong instead of refusing")] = False,
         out: Annotated[Path | None, typer.Option(help="folder for answers, items and summary")] = None,
@@ -279,7 +312,24 @@ def _evaluation_command(benchmark: str, text: str) -> None:
         run: RunOption = None,
         results: ResultsOption = Path("results"),
     ) -> None:
-        _evaluate(benchmark, plan, run, checkpoint, answers, allow_missing, out, overrides, results)
+        from restool.evaluation.answering import Source
+
+        limits = {
+            "concurrency": concurrency,
+            "requests_per_minute": requests_per_minute,
+            "timeout_seconds": timeout,
+        }
+        source = Source(checkpoint, engine, endpoint, model, api_key_env, tokenizer, limits, answers, allow_missing)
+        if plan is not None:
+            settings, checkpoint, prepared, target = _of_plan(plan, run, benchmark)
+        else:
+            source.check(benchmark, _SOURCES[benchmark])
+            settings, checkpoint, prepared = _by_hand(benchmark, checkpoint, overrides or [], results)
+            target = out or Path("evaluation") / benchmark
+        summary = _evaluate(benchmark, replace(source, checkpoint=checkpoint), settings, prepared, target)
+        _print_summary(summary)
+        if plan is None and summary.get("not_run"):
+            raise EvaluationError(f"{benchmark} was not run: {summary['not_run']}")
 
     evaluate_app.command(name=benchmark, help=text)(command)
 

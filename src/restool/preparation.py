@@ -55,6 +55,24 @@ def prepare(settings: RunSettings, out: Path, *, report: Report) -> dict[str, An
     return manifest
 
 
+def prepare_benchmark(benchmark: str, mirror: str | None, out: Path, *, report: Report) -> None:
+    """What scoring somebody's checkpoint on ``benchmark`` needs, and no more, at ``out``: API-Bank's samples for
+    ``api-bank``, the prompt skeleton of rlla_4k for ``bfcl``. At once if it is there."""
+    from restool.data import rlla
+
+    if (out / MANIFEST).exists():
+        return
+    fetcher = Fetcher(mirror_folder(mirror), _cache(out), report)
+    manifest: dict[str, Any] = {"name": benchmark, "benchmarks": {}, "skeleton": None}
+    if benchmark == "api-bank":
+        path = Path("benchmarks") / "api_bank"
+        api_bank.fetch(fetcher, out / path)
+        manifest["benchmarks"] = {"api_bank": {"available": True, "reason": None, "path": str(path)}}
+    else:
+        manifest["skeleton"] = rlla.published_skeleton(fetcher)
+    files.write_json(out / MANIFEST, manifest | {"sources": list(fetcher.sources.values())})
+
+
 def _identity(settings: RunSettings) -> str:
     data = settings.data.model_dump(mode="json", exclude=_NOT_CONTENT)
     model = settings.model.model_dump(mode="json", include={"name", "path", "revision", "tiny", "thinking"})

@@ -54,6 +54,11 @@ def test_every_verb_explains_itself(restool, verb):
         (["env", "build", "bfcll"], "did you mean 'bfcl'"),
         (["generate", "nowhere", "hello"], "nowhere"),
         (["evaluate", "bfcl", "--checkpoint"], "requires an argument"),
+        (["evaluate", "bfcl"], "bfcl takes one of --checkpoint or --endpoint or --answers"),
+        (["evaluate", "api-bank", "--checkpoint", "x", "--endpoint", "localhost"], "takes one of"),
+        (["evaluate", "held-out", "--answers", "x"], "takes one of --checkpoint or --endpoint"),
+        (["evaluate", "bfcl", "--checkpoint", "x", "--model", "y"], "belong to --endpoint"),
+        (["evaluate", "bfcl", "--checkpoint", "x", "--engine", "vlm"], "vlm"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_status(restool, tmp_path, monkeypatch, arguments, message):

@@ -62,6 +62,11 @@ def load(settings: DataSettings, fetcher: Fetcher) -> DataSet:
     return DataSet(splits, held_out, skeleton, counts, dropped=dict(dropped), notes=notes)
 
 
+def published_skeleton(fetcher: Fetcher) -> str:
+    """The prompt skeleton alone, from the smallest of the published files."""
+    return extract_skeleton([row.instruction for row in _read("test", fetcher)], "rlla_4k")
+
+
 def rebuild(rows: Sequence[Triple]) -> tuple[list[Triple], list[Triple]]:
     """(train, test) of `rlla_rl.json`, as the released conversion splits it: shuffled, the last 2 % for testing."""
     import numpy

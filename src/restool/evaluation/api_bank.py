@@ -73,11 +73,25 @@ def evaluate(
     elif model is not None:
         questions = [answering.Question.of(s.id, s.system, s.user) for s in samples]
         path = out / "answers.jsonl"
-        found = answering.collect(model, questions, settings.eval.api_bank, settings.eval.seed, path, report=report)
+        found = answering.collect(
+            model,
+            questions,
+            settings.eval.api_bank,
+            settings.eval.seed,
+            path,
+            allow_missing=allow_missing,
+            report=report,
+        )
     else:
         raise EvaluationError(f"{BENCHMARK}: give a model or answers")
     rows = [item(sample, found.get(sample.id)) for sample in samples]
-    identity = {"model": None if answers else model.fingerprint, "answers": str(answers) if answers else None}
+    made = model is not None and answers is None
+    identity = {
+        "model": model.fingerprint if made else None,
+        "source": model.description if made else None,
+        "answers": str(answers) if answers else None,
+        "seed": settings.eval.seed if made else None,
+    }
     summary = summarize(rows, samples) | {"decoding": decoding.model_dump() if decoding else None} | identity
     return items.write(out, rows, summary | {"complete": all(sample.id in found for sample in samples)})
 

@@ -67,13 +67,14 @@ def check_ids(source: Path, found: list[str], wanted: list[str], *, allow_missin
         "unknown": sorted(counts.keys() - set(wanted)),
         "missing": [] if allow_missing else sorted(set(wanted) - counts.keys()),
     }
-    told = [f"{len(ids)} {kind} ({_some(ids)})" for kind, ids in faults.items() if ids]
+    told = [f"{len(ids)} {kind} ({some(ids)})" for kind, ids in faults.items() if ids]
     if told:
         hint = "; --allow-missing counts missing ones as wrong" if faults["missing"] else ""
         raise EvaluationError(f"{source}: answers do not fit the benchmark: {'; '.join(told)}{hint}")
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of many names, for a message."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 

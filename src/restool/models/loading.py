@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from restool import files
 from restool.core.errors import ModelError
 from restool.files import atomic_path
 
@@ -56,11 +57,37 @@ def load(
     if found["missing_keys"]:  # the library would go on with random values
         missing = sorted(found["missing_keys"])
         raise ModelError(f"{path} lacks {len(missing)} weights, the first of them {missing[0]}; copy the folder again")
+    return model.to(device).eval(), _with_template(tokenizer, path)
+
+
+def load_tokenizer(path: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder or Hugging Face id, with its chat template; errors as in :func:`load`."""
+    source = str(path) if Path(path).is_dir() else _source(path)
+    _quiet()
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=Path(source).is_dir(), revision=revision)
+    except Exception as error:  # whatever a damaged file makes the library raise
+        raise ModelError(f"cannot load a tokenizer from {path}: {_one_line(error)}") from error
+    return _with_template(tokenizer, path)
+
+
+def _with_template(tokenizer: PreTrainedTokenizerFast, path: str | Path) -> PreTrainedTokenizerFast:
     if not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer in {path} has no chat template; use an instruct model, or add chat_template.jinja to it"
         )
-    return model.to(device).eval(), tokenizer
+    return tokenizer
+
+
+def traits(path: str) -> dict[str, Any]:
+    """What a model folder says of itself: the type of its weights as ``dtype`` (float32 or bfloat16), and no
+    thinking switch set. An id of the hub says nothing here: bfloat16, as all models of today have."""
+    config = Path(path) / "config.json"
+    known = files.read_json(config) if config.is_file() else {"dtype": "bfloat16"}
+    stored = known.get("dtype") or known.get("torch_dtype")
+    return {"dtype": "bfloat16" if stored in ("bfloat16", "float16") else "float32", "thinking": None}
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, path: str | Path) -> None:

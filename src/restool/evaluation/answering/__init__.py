@@ -15,6 +15,7 @@ from __future__ import annotations
 from restool.evaluation.answering.collecting import answer, answer_keys, collect
 from restool.evaluation.answering.local import LocalModel, model_fingerprint, plan_batches
 from restool.evaluation.answering.questions import Answerer, GeneratedAnswer, Message, Prompt, Question
+from restool.evaluation.answering.sources import Source
 
 __all__ = [
     "Answerer",
@@ -23,6 +24,7 @@ __all__ = [
     "Message",
     "Prompt",
     "Question",
+    "Source",
     "answer",
     "answer_keys",
     "collect",

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from restool import files
+from restool.core.errors import EvaluationError
+from restool.evaluation import items
 from restool.evaluation.answering.questions import Answerer, GeneratedAnswer, Prompt, Question
 from restool.settings import DecodingSettings
 
 _PROGRESS_SECONDS = 10.0
+_FIELDS = ("text", "tokens", "finished", "over_length")
 
 
 def answer(model: Answerer, prompts: Sequence[Prompt], decoding: DecodingSettings, seed: int) -> list[GeneratedAnswer]:
@@ -35,11 +38,13 @@ def collect(
     seed: int,
     path: Path,
     *,
+    allow_missing: bool = False,
     report: Callable[[str], None],
 ) -> dict[str, GeneratedAnswer]:
     """The answer to every question, by id; ``path`` (answers.jsonl) holds those that exist and gets the new ones.
 
-    Several sets of questions may share one file. An answer that exists is never sampled again.
+    Several sets of questions may share one file. An answer that exists is never sampled again. Questions that the
+    source failed to answer are an `EvaluationError` that names them, or absent with ``allow_missing``.
     """
     keys = answer_keys(model.fingerprint, questions, decoding, seed)
     found = _stored(path, keys, report)
@@ -48,14 +53,28 @@ def collect(
         return found
     if found:
         report(f"{len(found)} of {len(questions)} answers are there already; generating the other {len(missing)}")
+    (path.parent / "summary.json").unlink(missing_ok=True)  # it would speak of other answers than those beside it
     progress = _Progress(len(missing), report)
+    failures: dict[str, str] = {}
     with files.JsonLinesWriter(path) as writer:
         for indices, answers in model.batches(questions, decoding, seed, missing):
-            new = [(questions[i].id, a) for i, a in zip(indices, answers, strict=True) if i in missing]
-            writer.append(*({"id": name, "key": keys[name], **vars(answer)} for name, answer in new))
-            found.update(new)
-            progress.add(len(new), sum(answer.tokens for _, answer in new))
+            new = {questions[i].id: a for i, a in zip(indices, answers, strict=True) if i in missing}
+            failures |= {name: answer.failure for name, answer in new.items() if answer.failure}
+            whole = {name: answer for name, answer in new.items() if not answer.failure}
+            writer.append(*(_row(name, keys[name], answer) for name, answer in whole.items()))
+            found.update(whole)
+            progress.add(len(new), sum(answer.tokens for answer in new.values()))
+    if failures and not allow_missing:
+        raise EvaluationError(_missing(failures, len(questions), path))
     return found
+
+
+def _missing(failures: dict[str, str], total: int, path: Path) -> str:
+    names = items.some(sorted(failures))
+    return (
+        f"{len(failures)} of {total} answers could not be had ({names}), the first: {next(iter(failures.values()))}; "
+        f"the others are kept in {path}; run the same command to ask again, or --allow-missing counts them wrong"
+    )
 
 
 def answer_keys(
@@ -80,6 +99,10 @@ def _text(prompt: Prompt) -> str:
     return "\0".join(part if isinstance(part, str) else json.dumps(part) for part in prompt.identity())
 
 
+def _row(name: str, key: str, answer: GeneratedAnswer) -> dict[str, Any]:
+    return {"id": name, "key": key, **{field: getattr(answer, field) for field in _FIELDS}}
+
+
 def _stored(path: Path, keys: dict[str, str], report: Callable[[str], None]) -> dict[str, GeneratedAnswer]:
     """Answers in ``path`` whose keys fit; rows that answer one of these questions under another key are removed."""
     rows = files.read_json_lines(path)
@@ -87,8 +110,9 @@ def _stored(path: Path, keys: dict[str, str], report: Callable[[str], None]) -> 
     if len(kept) < len(rows):
         report(f"{path}: dropping {len(rows) - len(kept)} answers of another model, prompt or decoding")
         files.write_json_lines(path, kept)
-    fields = ("text", "tokens", "finished", "over_length")
-    return {row["id"]: GeneratedAnswer(**{name: row[name] for name in fields}) for row in kept if row.get("id") in keys}
+    return {
+        row["id"]: GeneratedAnswer(**{name: row[name] for name in _FIELDS}) for row in kept if row.get("id") in keys
+    }
 
 
 class _Progress:

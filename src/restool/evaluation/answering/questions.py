@@ -55,12 +55,13 @@ class Question:
 class GeneratedAnswer:
     """``text``: what the model wrote, without the stop token and free of lone surrogates; ``tokens``: how many it
     took, stop token included; ``finished``: it stopped by itself; ``over_length``: the prompt left no room for an
-    answer and was never answered."""
+    answer and was never answered; ``failure``: why there is no answer (it is then not stored, and asked for again)."""
 
     text: str
     tokens: int
     finished: bool
     over_length: bool = False
+    failure: str | None = None
 
 
 OVER_LENGTH = GeneratedAnswer("", 0, False, over_length=True)
