@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from restool.algorithms import ALGORITHMS, Algorithm
+from restool.explanations import CONFIDENCE, parts
 from restool.settings import ExperimentSettings, RunSettings, SiteSettings, WorkflowSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,12 +19,6 @@ SCHEMAS = {
     "experiment": ExperimentSettings,
     "run": RunSettings,
     "site": SiteSettings,
-}
-CONFIDENCE = {
-    "code": "released or published code says so",
-    "text": "a paper says so, no code was seen",
-    "partial": "some values are unknown and are ours",
-    "ours": "a control or correction of this project",
 }
 INTRODUCTION = """\
 # Methods
@@ -51,13 +46,7 @@ def methods_page() -> str:
 
 
 def _section(record: Algorithm) -> str:
-    parts = [
-        ("weights", record.weights),
-        ("advantage", record.advantage),
-        ("surrogate", record.surrogate),
-        ("aggregate", record.aggregate),
-    ]
-    composition = ", ".join(f"{part} `{name}`" for part, name in parts if record.kind != "none" and name != "none")
+    composition = ", ".join(f"{part} `{name}`" for part, name in parts(record).items())
     facts = [
         ("source", record.paper),
         ("composition", composition or "none"),

@@ -464,9 +464,9 @@ def methods(
     if as_json:
         print(json.dumps(records if method is None else records[0], indent=2))
     elif method:
-        for key, value in records[0].items():
-            shown = "; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-            print(f"{key:12} {shown}")
+        from restool.explanations import explain
+
+        print("\n".join(explain(chosen[0], _compose([f"method={chosen[0].id}"]).method.model_dump())))
     else:
         table = Table("id", "title", "kind", "weights", "advantage", "needs", "confidence")
         for r in records:
