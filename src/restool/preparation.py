@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from restool import files, seals
 from restool.core.errors import DataError, ModelError
-from restool.data import api_bank, bfcl_export, rows
+from restool.data import api_bank, bfcl_export, overlap, rows
 from restool.data.fetch import Fetcher, Unreachable, mirror_folder
 from restool.data.rows import DataSet, Demonstration, Row
 from restool.settings import RunSettings
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 
 MANIFEST = "manifest.json"
-_VERSION = 1  # raise when the same settings come to mean other data
+_VERSION = 2  # raise when the same settings come to mean other data, or other files
 _NOT_CONTENT = {"mirror"}  # where files are looked for says nothing about what they hold
 _ENCODED_AT_ONCE = 1000
 
@@ -110,7 +110,7 @@ def _clear(out: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     if not out.exists():
         return
-    ours = re.compile(r"[a-z_]+\.parquet|manifest\.json|model|benchmarks|bfcl_synthetic|\..*")
+    ours = re.compile(r"[a-z_]+\.parquet|manifest\.json|training_hashes\.json|model|benchmarks|bfcl_synthetic|\..*")
     foreign = sorted(path.name for path in out.iterdir() if not ours.fullmatch(path.name))
     if foreign:
         raise DataError(f"{out} holds other files ({', '.join(foreign[:3])}); choose another folder or delete it")
@@ -132,7 +132,8 @@ def _build(settings: RunSettings, folder: Path, cache: Path, report: Report) -> 
         rows.write_rows(folder / f"{split}.parquet", content)
     if settings.data.kind == "synthetic":
         data.counts["bfcl_synthetic"] = bfcl_export.write(data.splits["held_out"], folder)
-    files.write_json(folder / MANIFEST, _manifest(settings, data, folder, fetcher, benchmarks))
+    hashes = overlap.write(folder, {name: data.splits[name] for name in data.splits if name not in data.held_out})
+    files.write_json(folder / MANIFEST, _manifest(settings, data, folder, fetcher, benchmarks, hashes))
 
 
 def _load(settings: RunSettings, fetcher: Fetcher, report: Report) -> DataSet:
@@ -162,7 +163,12 @@ def _api_bank(settings: RunSettings, fetcher: Fetcher, folder: Path, report: Rep
 
 
 def _manifest(
-    settings: RunSettings, data: DataSet, folder: Path, fetcher: Fetcher, benchmarks: dict[str, Any]
+    settings: RunSettings,
+    data: DataSet,
+    folder: Path,
+    fetcher: Fetcher,
+    benchmarks: dict[str, Any],
+    hashes: dict[str, Any],
 ) -> dict[str, Any]:
     written = {
         split: {"rows": len(content), "sha256": files.sha256(folder / f"{split}.parquet")}
@@ -181,6 +187,7 @@ def _manifest(
         "dropped": data.dropped,
         "notes": data.notes,
         "benchmarks": benchmarks,
+        "training_hashes": hashes,
         "skeleton": data.skeleton,
         "sealed": seals.sizes(folder, folder.rglob("*")),
     }

@@ -76,6 +76,15 @@ class RunDirectory:
         """What the run was made from: fingerprint of the data, identity of the start model."""
         return files.read_json(self.path / "env.json")["lineage"]
 
+    @property
+    def trained_on(self) -> list[dict[str, str]] | None:
+        """Every split that this run and the runs before it learnt from: ``{"prepared", "fingerprint", "split"}``.
+
+        None where it was not recorded.
+        """
+        path = self.path / "env.json"
+        return files.read_json(path).get("trained_on") if path.exists() else None
+
     def metrics(self) -> list[dict[str, Any]]:
         return files.read_json_lines(self.metrics_path)
 
@@ -155,12 +164,18 @@ def alone(folder: str | Path, part: str = "") -> Iterator[None]:
 
 
 def open_run(
-    path: str | Path, settings: RunSettings, lineage: dict[str, str], *, replace: bool = False
+    path: str | Path,
+    settings: RunSettings,
+    lineage: dict[str, str],
+    *,
+    replace: bool = False,
+    trained_on: list[dict[str, str]] | None = None,
 ) -> RunDirectory:
     """Make ``path`` the directory of the run that ``settings`` describe, or resume it.
 
     ``lineage`` names what the run is made from (``data``: fingerprint of the prepared rows, ``start``: identity of
-    the model it begins with). A directory frozen with other decisive settings or another lineage is an error
+    the model it begins with), ``trained_on`` what it and its start model learn from (for `RunDirectory.trained_on`).
+    A directory frozen with other decisive settings or another lineage is an error
     that names the differing keys; with ``replace`` (what the workflow passes) it is kept under ``.superseded/``
     and a fresh one is begun, as for one that cannot be read any more (kept under ``.damaged/``). If what is
     requested was superseded earlier, that directory comes back, finished work included.
@@ -184,7 +199,8 @@ def open_run(
         _revive(run.path, identity)
     run.path.mkdir(parents=True, exist_ok=True)
     if not config.exists():
-        files.write_json(run.path / "env.json", {**environment_record(), "lineage": lineage})
+        record = {**environment_record(), "lineage": lineage, "trained_on": trained_on}
+        files.write_json(run.path / "env.json", record)
     content = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
     if not config.exists() or config.read_text() != content:  # e.g. only evaluation settings differ
         files.write_text(config, content)

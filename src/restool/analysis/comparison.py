@@ -1,20 +1,18 @@
-"""Is a difference real? Intervals and tests, and the comparison of two runs on the same items.
+"""Is a difference real? Intervals and tests; `contrasts` applies them to evaluated runs.
 
-Every interval is at 95 %. Statistics come from scipy and statsmodels (imported on first use: they cost a second).
+Every interval is at 95 %, every test two-sided. Statistics come from scipy and statsmodels (imported on first use:
+they cost a second).
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from restool import files
-from restool.runs import RunDirectory
 
 LEVEL = 0.95
 POWER = 0.8
@@ -120,100 +118,108 @@ def paired_difference(a: Mapping[Any, float], b: Mapping[Any, float]) -> PairedD
     return PairedDifference(**asdict(estimate), p=p, detectable=smallest_detectable(deviation, len(keys)))
 
 
-def bootstrap_interval(values: Sequence[float], *, resamples: int = 4000, seed: int = 0) -> Estimate:
-    """Mean with its bootstrap (percentile) interval over the values."""
+def unpaired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
+    """Mean of a minus mean of b, independent samples of unequal variance: Welch's interval and test.
+
+    ``n``: the smaller sample; ``detectable`` as if that many pairs with this spread had been seen.
+    """
     from scipy import stats
 
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2 or values.std() == 0:
-        mean = float(values.mean()) if len(values) else math.nan
-        return Estimate(mean, mean, mean, len(values))
-    random = np.random.default_rng(seed)
-    interval = stats.bootstrap(
-        (values,), np.mean, n_resamples=resamples, confidence_level=LEVEL, method="percentile", rng=random
-    ).confidence_interval
-    return Estimate(float(values.mean()), float(interval.low), float(interval.high), len(values))
+    mean, n = float(np.mean(a) - np.mean(b)), min(len(a), len(b))
+    if n < 2:
+        return PairedDifference(mean, math.nan, math.nan, n, p=math.nan, detectable=math.nan)
+    deviation = float(np.hypot(np.std(a, ddof=1), np.std(b, ddof=1)))
+    if deviation == 0:
+        return PairedDifference(mean, mean, mean, n, p=1.0 if mean == 0 else 0.0, detectable=0.0)
+    tested = stats.ttest_ind(a, b, equal_var=False)
+    low, high = tested.confidence_interval(LEVEL)
+    detectable = smallest_detectable(deviation, n)
+    return PairedDifference(mean, float(low), float(high), n, p=float(tested.pvalue), detectable=detectable)
 
 
-Item = dict[str, Any]
-Pairs = list[tuple[Item, Item]]
-
-# What is compared on each benchmark: name, field of an item, right-or-wrong, which items count.
-_HELD_OUT = (
-    ("tool_exact", "tool_exact", True, lambda item: item["tool"]),
-    ("flawless_tool_exact", "tool_exact", True, lambda item: item["tool"] and not item["opportunities"]),
-    ("reward", "total", False, lambda item: True),
-    ("format", "format", False, lambda item: True),
-)
-_SCORED = {"api-bank": ("compat", "strict"), "bfcl": ("correct",), "bfcl-synthetic": ("correct",)}
+def bootstrap_interval(values: Sequence[float], *, resamples: int = 4000, seed: int = 0) -> Estimate:
+    """Mean with its bootstrap (percentile) interval over the values."""
+    return weighted_bootstrap([(1.0, values)], resamples=resamples, seed=seed)
 
 
-def compare(run_a: str | Path, run_b: str | Path) -> list[dict[str, Any]]:
-    """Compare two runs item by item on every benchmark that both were evaluated on.
+def weighted_bootstrap(
+    strata: Sequence[tuple[float, Sequence[float]]], *, resamples: int = 4000, seed: int = 0
+) -> Estimate:
+    """Sum of weight x mean over strata, with its percentile interval; values are redrawn within each stratum.
 
-    One row per benchmark, part and metric: ``a`` and ``b`` (means), ``difference`` (b - a) with its bootstrap
-    interval over items (``low``, ``high``), ``p`` (exact McNemar for right-or-wrong metrics, else the paired
-    t-test), ``p_holm`` over all rows, ``detectable`` (see :func:`smallest_detectable`), ``n`` items and ``verdict``.
-    The intervals cover the choice of items, not seeds. Raises RunError if either folder is no run.
+    Few values differ (a paired difference of two verdicts is -1, 0 or 1), so how often each is drawn comes from one
+    multinomial draw: the same distribution as redrawing item by item, in a hundredth of the time.
     """
-    a, b = RunDirectory(Path(run_a)), RunDirectory(Path(run_b))
-    for run in (a, b):
-        _ = run.settings
-    rows = [row for row in _compared(a, b) if row["n"]]
-    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = corrected
-        low, high = row["low"], row["high"]
-        row["verdict"] = "b is higher" if low > 0 else "b is lower" if high < 0 else "undecided"
-    return rows
+    random = np.random.default_rng(seed)
+    mean, n = 0.0, 0
+    drawn = np.zeros(resamples)
+    for weight, sample in strata:
+        values = np.asarray(sample, dtype=float)
+        if not len(values):
+            return Estimate(math.nan, math.nan, math.nan, 0)
+        distinct, counts = np.unique(values, return_counts=True)
+        draws = random.multinomial(len(values), counts / len(values), size=resamples)
+        drawn += weight * (draws @ distinct) / len(values)
+        mean += weight * float(values.mean())
+        n += len(values)
+    low, high = np.quantile(drawn, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    return Estimate(mean, min(float(low), mean), max(float(high), mean), n)
 
 
-def _compared(a: RunDirectory, b: RunDirectory) -> Iterator[dict[str, Any]]:
-    for benchmark in ("held-out", *_SCORED):
-        pairs = _paired_items(_items(a, benchmark), _items(b, benchmark))
-        for part in sorted(pairs):
-            if benchmark == "held-out":
-                for metric, key, binary, counts in _HELD_OUT:
-                    chosen = [pair for pair in pairs[part] if counts(pair[0])]
-                    yield _row(benchmark, part, metric, key, binary, chosen)
-            else:
-                for key in _SCORED[benchmark]:
-                    yield _row(benchmark, part, key, key, True, pairs[part])
+def stratified_mcnemar(strata: Sequence[tuple[float, int, int]], *, resamples: int = 100_000, seed: int = 0) -> float:
+    """P-value that a and b are equally good on a weighted total of several categories.
+
+    ``strata``: (weight of one item, items that only a got right, items that only b got right). Under the null every
+    such item may as well be the other way round: the sign-flip test, drawn at random. One category: McNemar's exact
+    test.
+    """
+    strata = [(weight, a, b) for weight, a, b in strata if a + b and weight]
+    if not strata:
+        return 1.0
+    if len({weight for weight, _, _ in strata}) == 1:
+        return mcnemar(sum(a for _, a, _ in strata), sum(b for _, _, b in strata))
+    random = np.random.default_rng(seed)
+    observed = abs(sum(weight * (b - a) for weight, a, b in strata))
+    drawn = sum(weight * (2 * random.binomial(a + b, 0.5, size=resamples) - (a + b)) for weight, a, b in strata)
+    return float((1 + np.count_nonzero(np.abs(drawn) >= observed - 1e-12)) / (1 + resamples))
 
 
-def _items(run: RunDirectory, benchmark: str) -> list[Item]:
-    return files.read_json_lines(run.evaluation(benchmark) / "items.jsonl")
+def smallest_detectable_share(n: int, discordant: int) -> float:
+    """The true difference of two shares of ``n`` paired items that McNemar's exact test finds with 80 % power.
+
+    ``discordant``: items that exactly one of both got right. Their rate is taken as observed, or as the difference
+    itself where that is larger (it cannot be smaller). NaN if even the largest difference could not be found.
+    """
+    from scipy import optimize
+
+    def excess(difference: float) -> float:
+        return _mcnemar_power(n, max(difference, discordant / n), difference) - POWER
+
+    if n == 0 or excess(1.0) < 0:
+        return math.nan
+    return float(optimize.brentq(excess, 1e-9, 1.0, xtol=1e-6))
 
 
-def _paired_items(items_a: list[Item], items_b: list[Item]) -> dict[str, Pairs]:
-    """Items that both runs answered, by part of the benchmark (split/mode, level, category)."""
+def _mcnemar_power(n: int, rate: float, difference: float) -> float:
+    """Power of the exact test: over the number of discordant items, and how many of them favour the better one."""
+    from scipy import special
 
-    def part(item: Item) -> str:
-        return f"{item['split']}/{item['mode']}" if "mode" in item else str(item.get("category", "all"))
-
-    of_b = {(part(item), item["id"]): item for item in items_b}
-    pairs: dict[str, Pairs] = {}
-    for item in items_a:
-        other = of_b.get((part(item), item["id"]))
-        if other is not None:
-            pairs.setdefault(part(item), []).append((item, other))
-    return pairs
+    reach = math.ceil(8 * math.sqrt(n * rate * (1 - rate))) + 8
+    low, high = max(0, int(n * rate) - reach), min(n, int(n * rate) + reach)
+    counts = np.arange(low, high + 1)
+    critical = _rejecting(n)[low : high + 1]
+    share = min(1.0, 0.5 + difference / (2 * rate))
+    found = special.bdtrc(counts - critical - 1, counts, share) + special.bdtr(critical, counts, share)
+    chance = np.diff(special.bdtr(counts, n, rate), prepend=special.bdtr(low - 1, n, rate) if low else 0.0)
+    return float((chance * np.where(critical < 0, 0.0, found)).sum())  # NaN where nothing rejects
 
 
-def _row(benchmark: str, part: str, metric: str, key: str, binary: bool, pairs: Pairs) -> dict[str, Any]:
-    a = np.array([float(first[key]) for first, _ in pairs])
-    b = np.array([float(second[key]) for _, second in pairs])
-    paired = paired_difference(dict(enumerate(b)), dict(enumerate(a)))
-    interval = bootstrap_interval(b - a)
-    return {
-        "benchmark": benchmark,
-        "part": part,
-        "metric": metric,
-        "a": float(a.mean()) if len(a) else math.nan,
-        "b": float(b.mean()) if len(b) else math.nan,
-        "difference": paired.mean,
-        "low": interval.low,
-        "high": interval.high,
-        "p": mcnemar(int((a > b).sum()), int((b > a).sum())) if binary else paired.p,
-        "detectable": paired.detectable,
-        "n": len(pairs),
-    }
+@functools.cache
+def _rejecting(n: int) -> np.ndarray:
+    """For 0 to ``n`` discordant items: the largest count of the rarer kind that rejects; -1 where none does."""
+    from scipy import stats
+
+    counts = np.arange(n + 1)
+    tail = (1 - LEVEL) / 2
+    critical = stats.binom.ppf(tail, counts, 0.5)
+    return (critical - (stats.binom.cdf(critical, counts, 0.5) > tail)).astype(int)
