@@ -13,6 +13,7 @@ import yaml
 
 from restool import environments, files, integrity
 from restool.core.errors import RestoolError
+from restool.evaluation import benchmarks
 from restool.experiments import load_plan, read_plan
 from restool.settings import SiteSettings, WorkflowSettings, validate as validated
 
@@ -110,6 +111,7 @@ wildcard_constraints:
     run="[^/]+",
     prepared="[^/]+",
     version="[0-9a-f]+",
+    benchmark="[^/]+",
 
 
 def prepared_of(run):
@@ -132,6 +134,18 @@ def variance_needs():
 def environment_of(name):
     """Stamp of a tool environment; another path whenever its definition changes."""
     return os.path.relpath(environments.stamp(name))
+
+
+def checker_of(wildcards):
+    """The tool environment that a benchmark needs, if it needs one."""
+    name = benchmarks.get(wildcards.benchmark).settings.environment
+    return [environment_of(name)] if name else []
+
+
+def answers_of(wildcards):
+    """The evaluation whose answers a benchmark scores, if it asks no model itself."""
+    after = benchmarks.get(wildcards.benchmark).settings.after
+    return [SUMMARY.format(run=wildcards.run, benchmark=after)] if after else []
 
 
 def evaluation_hash(run):
@@ -195,6 +209,15 @@ def one_gpu(wildcards):
     """To answer or measure with a model: one GPU if any run of that model trains on some."""
     name = plan.run(wildcards.run).config["model"]["name"] if "run" in wildcards.keys() else None
     return int(any(count for model, count in GPUS_OF_MODEL.items() if name in (None, model)))
+
+
+def evaluation_gpu(wildcards):
+    """Only for a benchmark that asks the model."""
+    return one_gpu(wildcards) if benchmarks.get(wildcards.benchmark).asks_a_model else 0
+
+
+def minutes_of_benchmark(wildcards, attempt):
+    return minutes(benchmarks.get(wildcards.benchmark).settings.runtime_minutes)(wildcards, attempt)
 
 
 def gpu_model(count):

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import typer.core
+import typer.main
 from rich.console import Console
 from rich.table import Table
+from typer import _click as click  # typer's own copy, whose errors it raises
 
 from restool.core.errors import ConfigurationError, EvaluationError, RestoolError, RunError, nearest
 
@@ -34,9 +37,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-evaluate_app = typer.Typer(help="Score a model, or answers that exist, on a benchmark.", no_args_is_help=True)
 env_app = typer.Typer(help="Isolated environments of tools that cannot share ours.", no_args_is_help=True)
-app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(env_app, name="env")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Hydra overrides, e.g. method=rest_fixed seed=3")]
@@ -45,7 +46,6 @@ RunOption = Annotated[str | None, typer.Option("--run", help="id of a run of the
 ResultsOption = Annotated[Path, typer.Option("--results", help="folder for everything generated")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 
-BENCHMARKS = ("held-out", "bfcl-synthetic", "api-bank", "bfcl")
 AD_HOC = "adhoc"  # experiment name of runs that were started by hand
 
 
@@ -115,9 +115,8 @@ def train(
     manifest = files.read_json(prepared / "manifest.json")
     start, start_identity = _start_model(settings, prepared, parent)
     lineage = {"data": manifest["fingerprint"], "start": start_identity}
-    seen = _trained_on(settings, prepared.name, manifest["fingerprint"], start)
     with runs.alone(path):
-        directory = runs.open_run(path, settings, lineage, replace=replace, trained_on=seen)
+        directory = runs.open_run(path, settings, lineage, replace=replace)
         if directory.settle(report):
             report(f"{directory.id} is finished already: {directory.path}")
             return
@@ -215,19 +214,16 @@ def track(
 
 def _evaluate(benchmark: str, source: Source, settings: RunSettings, prepared: Path, target: Path) -> dict[str, Any]:
     from restool import runs
-    from restool.evaluation import api_bank, bfcl, held_out
+    from restool.evaluation import benchmarks
+    from restool.evaluation.contamination import Training
 
-    if benchmark == "bfcl-synthetic":
-        with runs.alone(target):
-            return bfcl.evaluate_synthetic(target.parent / "held-out", prepared, target, report=report)
-    model = source.open(settings, target / "vllm.log", report)
+    chosen = benchmarks.get(benchmark, settings.eval.benchmarks.get(benchmark))
+    checkpoint = source.checkpoint if chosen.asks_a_model else str(target.parents[1] / "model")
+    training = Training.of_model(Path(checkpoint)) if checkpoint else Training.unknown()
+    existing = {"answers": source.answers, "allow_missing": source.allow_missing, "training": training}
+    model = source.open(settings, target / "vllm.log", report) if chosen.asks_a_model else None
     with runs.alone(target), contextlib.closing(model) if model else contextlib.nullcontext():
-        if benchmark == "held-out":
-            assert model is not None
-            return held_out.evaluate(model, prepared, target, settings, report=report)
-        evaluate = api_bank.evaluate if benchmark == "api-bank" else bfcl.evaluate
-        existing = {"answers": source.answers, "allow_missing": source.allow_missing}
-        return evaluate(model, prepared, target, settings, **existing, report=report)
+        return chosen.evaluate(model, prepared, target, settings, **existing, report=report)
 
 
 def _of_plan(plan: Path, run: str | None, benchmark: str) -> tuple[RunSettings, str, Path, Path]:
@@ -279,15 +275,15 @@ def _by_hand(
 
 
 _OF_A_RUN = ("model", "data", "eval")
-_SOURCES = {
-    "held-out": ("checkpoint", "endpoint"),
-    "bfcl-synthetic": (),
-    "api-bank": ("checkpoint", "endpoint", "answers"),
-    "bfcl": ("checkpoint", "endpoint", "answers"),
-}
 
 
-def _evaluation_command(benchmark: str, text: str) -> None:
+def _evaluation_command(benchmark: str) -> click.Command:
+    from restool.evaluation import benchmarks
+
+    single = typer.Typer(add_completion=False)
+    chosen = benchmarks.get(benchmark)
+
+    @single.command(name=benchmark, help=chosen.settings.title)
     def command(
         overrides: Overrides = None,
         checkpoint: Annotated[str | None, typer.Option(help="model folder, run folder or Hugging Face id")] = None,
@@ -324,7 +320,7 @@ def _evaluation_command(benchmark: str, text: str) -> None:
         if plan is not None:
             settings, checkpoint, prepared, target = _of_plan(plan, run, benchmark)
         else:
-            source.check(benchmark, _SOURCES[benchmark])
+            source.check(benchmark, chosen.sources)
             settings, checkpoint, prepared = _by_hand(benchmark, checkpoint, overrides or [], results)
             target = out or Path("evaluation") / benchmark
         summary = _evaluate(benchmark, replace(source, checkpoint=checkpoint), settings, prepared, target)
@@ -332,16 +328,25 @@ def _evaluation_command(benchmark: str, text: str) -> None:
         if plan is None and summary.get("not_run"):
             raise EvaluationError(f"{benchmark} was not run: {summary['not_run']}")
 
-    evaluate_app.command(name=benchmark, help=text)(command)
+    return typer.main.get_command(single)
 
 
-for _name, _text in {
-    "held-out": "Held-out tasks of the training data: greedy and sampled, tool calls apart from format.",
-    "bfcl-synthetic": "The held-out answers through BFCL's official checker (needs held-out first).",
-    "api-bank": "API-Bank, levels 1 to 3, 597 samples, by the released rules (compat) and strictly.",
-    "bfcl": "BFCL V3 through the official checker, in its own fenced environment.",
-}.items():
-    _evaluation_command(_name, _text)
+class Benchmarks(typer.core.TyperGroup):
+    """The verbs of `restool evaluate`: whatever configs/benchmark holds, read when somebody asks."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from restool.evaluation import benchmarks
+
+        return benchmarks.names()
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return _evaluation_command(cmd_name) if cmd_name in self.list_commands(ctx) else None
+
+
+app.add_typer(
+    typer.Typer(cls=Benchmarks, help="Score a model, or answers that exist, on a benchmark.", no_args_is_help=True),
+    name="evaluate",
+)
 
 
 @app.command()
@@ -559,19 +564,6 @@ def _start_model(settings: RunSettings, prepared: Path, parent: Path | None) -> 
     return Path(str(settings.model.path)), f"{settings.model.path}@{settings.model.revision}"
 
 
-def _trained_on(settings: RunSettings, prepared: str, fingerprint: str, start: Path) -> list[dict[str, str]] | None:
-    """What the run will have learnt from: the splits behind its start model, and its own. None if the former is
-    the model of a run that recorded nothing."""
-    from restool import algorithms
-    from restool.runs import RunDirectory
-
-    parent = RunDirectory(start.parent)
-    before = parent.trained_on if (parent.path / "env.json").exists() else []
-    split = {"sft": "sft", "rl": "train"}.get(algorithms.get(settings.method.algorithm).kind)
-    own = [{"prepared": prepared, "fingerprint": fingerprint, "split": split}] if split else []
-    return None if before is None else before + [entry for entry in own if entry not in before]
-
-
 def _variance_subject(plan: Plan) -> tuple[RunSettings, Path, Path]:
     """The model that RL starts from, and the settings of the first RL run."""
     run = plan.variance_subject
@@ -654,15 +646,13 @@ def _weighting(text: str) -> Weighting:
 
 def main() -> None:
     """Entry point: one line and a non-zero status for every error that a user can mend."""
-    import click
-
     try:
         status = app(standalone_mode=False)
     except RestoolError as error:
         _fail(error, str(error), error.exit_status)
-    except click.exceptions.Abort:
+    except typer.Abort:
         sys.exit(130)
-    except click.ClickException as error:
+    except click.exceptions.ClickException as error:
         _fail(error, error.format_message(), error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -19,8 +19,9 @@ from typing import Any
 from restool import algorithms, backends, files
 from restool.core.errors import ConfigurationError, nearest
 from restool.costs import resources
+from restool.evaluation import benchmarks
 from restool.preparation import prepared_id
-from restool.settings import ExperimentSettings, MatrixSettings, RunSettings, validate
+from restool.settings import ExperimentSettings, MatrixSettings, RunSettings, configs_directory, validate
 
 PLAN_VERSION = 1
 Compose = Callable[[list[str]], dict[str, Any]]
@@ -88,12 +89,6 @@ class Plan:
 
     def prepared_path(self, prepared: str) -> Path:
         return self.directory.parent / "prepared" / prepared
-
-
-def configs_directory() -> Path:
-    """``configs/`` of the current directory, else the one beside this package's source."""
-    here = Path.cwd() / "configs"
-    return here if (here / "config.yaml").exists() else Path(__file__).resolve().parents[2] / "configs"
 
 
 def experiment_names() -> list[str]:
@@ -207,6 +202,12 @@ def _assign_evaluations(runs: dict[str, dict[str, Any]], experiment: ExperimentS
         first[group] = min(first.get(group, run["config"]["seed"]), run["config"]["seed"])
     methods = {run["config"]["method"]["name"] for run in runs.values()}
     for name, which in experiment.evaluations.items():
+        if name not in benchmarks.names():
+            known = ", ".join(benchmarks.names())
+            raise ConfigurationError(
+                f"key 'experiment.evaluations': no benchmark '{name}'{nearest(name, benchmarks.names())}; "
+                f"there are: {known}"
+            )
         unknown = [method for method in which if method not in methods] if isinstance(which, list) else []
         if unknown:
             raise ConfigurationError(

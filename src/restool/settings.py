@@ -7,6 +7,7 @@ error, except switches whose neutral setting is "off".
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -216,7 +217,23 @@ class EvaluationSettings(Settings):
     bfcl: DecodingSettings
     bfcl_categories: list[str]
     bfcl_limit: int | None = Field(None, description="first N entries of each category; null: all")
+    benchmarks: dict[str, dict[str, Any]] = Field(
+        {}, description="benchmark: values that go before those of configs/benchmark/<name>.yaml"
+    )
     seed: int
+
+
+class BenchmarkSettings(Settings):
+    """One benchmark: configs/benchmark/<name>.yaml."""
+
+    title: str = Field(description="one line, shown by `restool evaluate --help`")
+    module: str = Field(description="importable module, or a .py file relative to the folder that holds configs/")
+    environment: str | None = Field(None, description="tool environment that it needs, see `restool env list`")
+    after: str | None = Field(None, description="benchmark whose answers it scores; null: it asks the model itself")
+    runtime_minutes: int = Field(240, gt=0, description="time limit of its job on a cluster")
+    decoding: DecodingSettings | None = Field(None, description="null: the module takes its own from eval.*")
+    questions: str | None = Field(None, description="file that holds the questions, if it reads one (--questions)")
+    options: dict[str, Any] = Field({}, description="values for the module")
 
 
 class MatrixSettings(Settings):
@@ -250,9 +267,10 @@ class ExperimentSettings(Settings):
     extra: list[MatrixSettings] = []
     excluded: list[ExclusionSettings] = Field([], description="methods of the paper left out, and why")
     sft_seed: int = Field(description="seed of the SFT run that methods with start=sft begin from")
-    evaluations: dict[
-        Literal["held-out", "bfcl-synthetic", "api-bank", "bfcl"], Literal["all", "first_seed"] | list[str]
-    ] = Field(description="which runs: all, the lowest seed of each method, or that of the methods in a list")
+    evaluations: dict[str, Literal["all", "first_seed"] | list[str]] = Field(
+        description="by benchmark (configs/benchmark), which runs: all, the lowest seed of each method, or that of "
+        "the methods in a list"
+    )
     variance: VarianceSettings | None = None
     reference: str = Field(description="method that the paired differences are taken against")
 
@@ -302,6 +320,12 @@ class SiteSettings(Settings):
     gpu_model: str | None = Field(None, description="GPU type as the cluster names it, e.g. h100; null: any")
     memory_factor: float = Field(1.0, gt=0, description="multiplies every job's memory")
     runtime_factor: float = Field(1.0, gt=0, description="multiplies every job's time limit")
+
+
+def configs_directory() -> Path:
+    """``configs/`` of the current directory, else the one beside this package's source."""
+    here = Path.cwd() / "configs"
+    return here if (here / "config.yaml").exists() else Path(__file__).resolve().parents[2] / "configs"
 
 
 def validate(composed: dict[str, Any], kind: type[Settings] = RunSettings) -> Any:

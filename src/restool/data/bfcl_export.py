@@ -11,6 +11,7 @@ from typing import Any
 
 from restool import files
 from restool.data.library import TOOLS, Tool
+from restool.data.overlap import Content, dialogue
 from restool.data.prompts import HISTORY
 from restool.data.rows import Row
 
@@ -38,6 +39,12 @@ def write(rows: list[Row], prepared: Path) -> dict[str, int]:
         if name in answers:
             files.write_json_lines(prepared / FOLDER / ANSWERS / f"{name}.jsonl", answers[name])
     return {name: len(entries[name]) for name in sorted(entries)}
+
+
+def content(entry: dict[str, Any]) -> Content:
+    """Question and tools of an entry in BFCL's format, to find it in training data: system messages do not count."""
+    said = [message["content"] for turn in entry["question"] for message in turn if message["role"] != "system"]
+    return Content.of(dialogue(" ".join(said)), [function["name"] for function in entry["function"]])
 
 
 def category(row: Row) -> str:

@@ -24,12 +24,18 @@ from typing import Any
 
 from restool import files
 from restool.core.errors import EvaluationError
-from restool.evaluation import answering, items
+from restool.data.overlap import Content
+from restool.evaluation import answering, contamination, examples, failures, items
+from restool.evaluation.contamination import Training
+from restool.evaluation.examples import Shown
+from restool.evaluation.tasks import read_answers
 from restool.settings import RunSettings
 
 BENCHMARK = "api-bank"
 RULES = ("compat", "strict")
 TEXT_CAP = 64 * 1024
+PARSED_CAP = 20
+"""Parsed values of one answer that its row of items keeps."""
 FORMULA = (
     "accuracy of a level = right / samples; overall = right / 597 (micro average over the levels); "
     "compat: any call equals the gold call, as released; strict: the only call equals it"
@@ -55,13 +61,15 @@ def evaluate(
     *,
     answers: Path | None = None,
     allow_missing: bool = False,
+    training: Training | None = None,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Answer all samples with ``model``, or take ``answers``, and score them.
 
     ``answers``: JSON lines ``{"id": "level-1/0", "text": ...}``; missing, duplicate or unknown ids are an
     `EvaluationError` that names them. With ``allow_missing`` a missing answer counts as wrong, and the summary
-    says how many there are. Writes answers.jsonl, items.jsonl and summary.json below ``out``.
+    says how many there are. ``training``: what the model was trained on, to find samples that it has seen. Writes
+    answers.jsonl, examples.jsonl, items.jsonl and summary.json below ``out``.
     """
     record = files.read_json(prepared / "manifest.json")["benchmarks"]["api_bank"]
     if not record["available"]:
@@ -92,8 +100,12 @@ def evaluate(
         "answers": str(answers) if answers else None,
         "seed": settings.eval.seed if made else None,
     }
-    summary = summarize(rows, samples) | {"decoding": decoding.model_dump() if decoding else None} | identity
-    return items.write(out, rows, summary | {"complete": all(sample.id in found for sample in samples)})
+    contents = {sample.id: Content.of_prompt(sample.system, sample.user) for sample in samples}
+    contamination.mark(rows, contents, training or Training.unknown())
+    summary = summarize(rows, samples, training) | {"decoding": decoding.model_dump() if decoding else None} | identity
+    shown = [Shown(s.user, s.gold, found[s.id].text if s.id in found else "") for s in samples]
+    whole = summary | {"complete": all(sample.id in found for sample in samples)}
+    return items.write(out, rows, whole, examples.choose(rows, shown))
 
 
 def load(prepared: Path, record: dict[str, Any]) -> list[Sample]:
@@ -109,18 +121,37 @@ def item(sample: Sample, answer: answering.GeneratedAnswer | None) -> dict[str, 
     """The per-item row: verdict by both rules, what was parsed, what went wrong."""
     text = answer.text if answer else ""
     calls = read_calls(text)
+    is_right = compat(calls, sample.gold)
+    kind, why = (None, None) if is_right else _reason(calls, sample, answer)
     return {
         "id": sample.id,
         "category": sample.level,
-        "compat": compat(calls, sample.gold),
+        "compat": is_right,
         "strict": strict(calls, sample.gold),
         "calls": len(calls),
+        "parsed": calls[:PARSED_CAP],
+        "failure_kind": kind,
+        "why": why,
         "parse_failure": not calls,
         "over_length": bool(answer and answer.over_length),
         "missing": answer is None,
         "tokens": answer.tokens if answer else 0,
         "finished": bool(answer and answer.finished),
     }
+
+
+def _reason(calls: Sequence[Any], sample: Sample, answer: answering.GeneratedAnswer | None) -> failures.Reason:
+    """Why a sample is wrong by the released rule."""
+    if answer is None:
+        return failures.MISSING
+    if answer.over_length:
+        return failures.TOO_LONG
+    if not calls:
+        return failures.UNREADABLE, "no line is JSON"
+    objects = [call for call in calls if isinstance(call, dict)]
+    if not objects:
+        return failures.UNREADABLE, "what is JSON is no object"
+    return failures.difference(objects, [sample.gold]) or (failures.WRONG, "a line that is no call comes first")
 
 
 def read_calls(text: str) -> list[Any]:
@@ -158,13 +189,16 @@ def strict(calls: Sequence[Any], gold: dict[str, Any]) -> bool:
         return False
 
 
-def summarize(rows: list[dict[str, Any]], samples: Sequence[Sample]) -> dict[str, Any]:
+def summarize(
+    rows: list[dict[str, Any]], samples: Sequence[Sample], training: Training | None = None
+) -> dict[str, Any]:
     """Categories ``<rule>/<level>`` and the micro averages."""
-    levels = sorted({row["category"] for row in rows})
-    categories, aggregates, intervals = {}, {}, {}
+    levels = {level: [r for r in rows if r["category"] == level] for level in sorted({r["category"] for r in rows})}
+    parts = {f"{rule}/{level}": (of_level, rule) for rule in RULES for level, of_level in levels.items()}
+    categories = {name: items.category(*content) for name, content in parts.items()}
+    aggregates, intervals, weights = {}, {}, {}
     for rule in RULES:
-        for level in levels:
-            categories[f"{rule}/{level}"] = items.category([r for r in rows if r["category"] == level], rule)
+        weights[f"{rule}/overall"] = {f"{rule}/{level}": len(some) / len(rows) for level, some in levels.items()}
         overall = items.category(rows, rule)
         aggregates[f"{rule}/overall"] = overall["accuracy"]
         intervals[f"{rule}/overall"] = overall["interval"]
@@ -176,21 +210,9 @@ def summarize(rows: list[dict[str, Any]], samples: Sequence[Sample]) -> dict[str
         "categories": categories,
         "aggregates": aggregates,
         "intervals": intervals,
+        "weights": weights,
+        "metrics": {rule: {"field": rule, "categories": f"{rule}/"} for rule in RULES},
+        "prompt_template_sha256": files.content_hash([[s.system, s.user] for s in samples], length=64),
+        "contamination": contamination.record(rows, training or Training.unknown(), parts),
         "missing": sum(row["missing"] for row in rows),
     }
-
-
-def read_answers(path: Path, wanted: list[str], *, allow_missing: bool) -> dict[str, answering.GeneratedAnswer]:
-    """Answers that somebody else generated, checked against the ids that there are."""
-    if not path.is_file():
-        raise EvaluationError(f"{path} is no file; --answers takes JSON lines with the keys id and text")
-    rows = files.read_json_lines(path)
-    bad = next((n for n, row in enumerate(rows, 1) if not _is_answer(row)), None)
-    if bad is not None:
-        raise EvaluationError(f'{path}, line {bad}: expected {{"id": "level-1/0", "text": "..."}}')
-    items.check_ids(path, [row["id"] for row in rows], wanted, allow_missing=allow_missing)
-    return {row["id"]: answering.GeneratedAnswer(row["text"], 0, True) for row in rows}
-
-
-def _is_answer(row: Any) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("id"), str) and isinstance(row.get("text"), str)

@@ -10,70 +10,69 @@ differences are free of sampling noise where the models agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
 
 from restool import files
 from restool.core import rewards
 from restool.data.rows import Row, read_rows
-from restool.evaluation import answering, items
-from restool.settings import RunSettings
+from restool.evaluation import failures, items
+from restool.evaluation.tasks import Source, Task
+from restool.settings import DecodingSettings
 
-BENCHMARK = "held-out"
 MODES = ("greedy", "sampled")
-CORRECT = 3.0
-"""Correctness of equal calls under the unscheduled reward."""
+CORRECT = "exact"
+METRICS = {
+    "tool_exact": {"field": "tool_exact", "where": {"tool": True}},
+    "flawless_tool_exact": {"field": "tool_exact", "where": {"tool": True, "opportunities": []}},
+    "reward": {"field": "total", "kind": "number"},
+    "format": {"field": "format", "kind": "number"},
+}
 FORMULA = (
     "category accuracy = exact: format right and calls equal to the label's (none, where it calls none); "
     "tool_exact: calls equal to the label's, over rows whose label calls tools; "
     "reward: mean of the unscheduled reward (format 0 to 1, correctness -3 to 3; no tools: format only); "
     "flawless_*: rows in which no demonstration flaw was possible"
 )
+EQUAL_CALLS = 3.0
+"""Correctness of equal calls under the unscheduled reward."""
 
 
-def evaluate(
-    model: answering.Answerer, prepared: Path, out: Path, settings: RunSettings, *, report: Callable[[str], None]
-) -> dict[str, Any]:
-    """Answer and score every held-out split of ``prepared`` with ``model``; write the three files below ``out``."""
-    manifest = files.read_json(prepared / "manifest.json")
-    rows: list[dict[str, Any]] = []
-    for split in manifest["held_out_splits"]:
-        prompts = read_rows(prepared, split)
-        if not prompts:
-            continue
-        for mode in MODES:
-            report(f"{BENCHMARK}: {split}, {mode}, {len(prompts)} prompts")
-            questions = [answering.Question.of(f"{mode}/{row.id}", row.system, row.user) for row in prompts]
-            found = answering.collect(
-                model, questions, decoding(settings, mode), settings.eval.seed, out / "answers.jsonl", report=report
-            )
-            rows += [item(row, split, mode, found[f"{mode}/{row.id}"]) for row in prompts]
-    summary = summarize(rows) | {
-        "data_sha256": {split: manifest["files"][split]["sha256"] for split in manifest["held_out_splits"]},
-        "decoding": {mode: decoding(settings, mode).model_dump() for mode in MODES},
-        "seed": settings.eval.seed,
-        "model": model.fingerprint,
-        "source": model.description,
-        "complete": True,
-    }
-    return items.write(out, rows, summary)
+def tasks(source: Source) -> list[Task]:
+    """Every prompt of every held-out split, once a mode."""
+    found = []
+    for split in files.read_json(source.prepared / "manifest.json")["held_out_splits"]:
+        rows = read_rows(source.prepared, split)
+        found += [task(row, split, mode) for mode in MODES for row in rows]
+    return found
 
 
-def decoding(settings: RunSettings, mode: str) -> Any:
-    """Settings of ``mode``: those of held-out decoding, with temperature 0 for ``greedy``."""
-    chosen = settings.eval.held_out
-    return chosen.model_copy(update={"temperature": 0.0}) if mode == "greedy" else chosen
+def task(row: Row, split: str, mode: str) -> Task:
+    where = f"{split}/{mode}"
+    return Task(
+        f"{mode}/{row.id}", row.system, row.user, row.ground_truth, category=where, round=where, item=row.id, given=row
+    )
 
 
-def item(row: Row, split: str, mode: str, answer: answering.GeneratedAnswer) -> dict[str, Any]:
+def decoding(source: Source, name: str) -> DecodingSettings:
+    """Settings of a round ``split/mode``: those of held-out decoding, with temperature 0 for ``greedy``."""
+    chosen = source.settings.eval.held_out
+    return chosen.model_copy(update={"temperature": 0.0}) if name.endswith("/greedy") else chosen
+
+
+def judge(task: Task, text: str) -> dict[str, Any]:
     """One scored answer. ``right`` says which parts are right where a demonstration could have been flawed."""
-    reward = rewards.score(answer.text, row.ground_truth, preset="rest_unscheduled")
+    row: Row = task.given
+    split, _, mode = task.category.rpartition("/")
+    reward = rewards.score(text, row.ground_truth, preset="rest_unscheduled")
     tool = "<tool_call>" in row.ground_truth
-    tool_exact = tool and reward.correctness == CORRECT
+    tool_exact = tool and reward.correctness == EQUAL_CALLS
+    # The format check lets a call pass beside the response that the label asks for; that is not exact.
+    exact = reward.format == 1.0 and (tool_exact if tool else "<tool_call>" not in text)
+    calls = failures.calls_of(text)
+    kind, why = (None, None) if exact else _reason(row, text, calls, reward.format)
     return {
-        "id": row.id,
         "split": split,
         "mode": mode,
         "kind": row.kind,
@@ -81,35 +80,41 @@ def item(row: Row, split: str, mode: str, answer: answering.GeneratedAnswer) -> 
         "format": reward.format,
         "correctness": reward.correctness,
         "total": reward.total,
-        # The format check lets a call pass beside the response that the label asks for; that is not exact.
-        "exact": reward.format == 1.0 and (tool_exact if tool else "<tool_call>" not in answer.text),
+        "exact": exact,
         "tool": tool,
         "tool_exact": tool_exact,
-        "right": _rightness(row, answer.text),
-        "parse_failure": _unreadable(answer.text),
-        "over_length": answer.over_length,
-        "tokens": answer.tokens,
-        "finished": answer.finished,
+        "right": _rightness(row, text),
+        "parse_failure": _unreadable(text),
+        "parsed": calls,
+        "failure_kind": kind,
+        "why": why,
     }
 
 
-def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Categories ``<split>/<mode>`` and, below that, the metrics named in `FORMULA`."""
-    categories, aggregates, intervals = {}, {}, {}
+def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """By ``<split>/<mode>``, the metrics named in `FORMULA`; intervals of what is a share of right answers."""
+    aggregates, intervals = {}, {}
     for name, group in _groups(rows):
-        categories[name] = items.category(group, "exact")
         for metric, value in _metrics(group).items():
             aggregates[f"{name}/{metric}"] = value
         tools = [row for row in group if row["tool"]]
+        flawless = [row for row in tools if not row["opportunities"]]
+        intervals[f"{name}/exact"] = items.wilson(sum(row["exact"] for row in group), len(group))
         intervals[f"{name}/tool_exact"] = items.wilson(sum(row["tool_exact"] for row in tools), len(tools))
-    return {
-        "benchmark": BENCHMARK,
-        "version": "1",
-        "formula": FORMULA,
-        "categories": categories,
-        "aggregates": aggregates,
-        "intervals": intervals,
-    }
+        right = sum(row["tool_exact"] for row in flawless)
+        intervals[f"{name}/flawless_tool_exact"] = items.wilson(right, len(flawless))
+    return {"aggregates": aggregates, "intervals": intervals}
+
+
+def _reason(row: Row, text: str, calls: list[failures.Call], form: float) -> failures.Reason:
+    """Why an answer is not exact: its calls, else its form."""
+    if _unreadable(text):
+        return failures.UNREADABLE, "neither a tool call nor a response"
+    found = failures.difference(calls, failures.calls_of(row.ground_truth))
+    if found is None or found[0] == failures.WRONG:
+        told = "the calls are right" if form < 1.0 else "the calls are right, but not as the reward reads them"
+        return failures.FORMAT, f"{told}, the form is not what was asked for"
+    return found
 
 
 def _groups(rows: list[dict[str, Any]]) -> Iterable[tuple[str, list[dict[str, Any]]]]:

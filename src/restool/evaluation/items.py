@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ _Z = 1.959963984540054
 """97.5 % quantile of the normal distribution, as in ``statsmodels`` (which takes a second to import)."""
 
 
-def wilson(correct: int, n: int) -> list[float] | None:
+def wilson(correct: float, n: float) -> list[float] | None:
     """95 % Wilson score interval of a proportion; None without items."""
     if n == 0:
         return None
@@ -31,8 +33,8 @@ def wilson(correct: int, n: int) -> list[float] | None:
 def category(rows: Iterable[dict[str, Any]], correct: str = "correct") -> dict[str, Any]:
     """Counts of one category. ``correct`` names the boolean field that decides.
 
-    Rows may carry ``parse_failure``, ``over_length``, ``force_quit`` (booleans) and ``error`` (text or None): all
-    of them stay in the denominator.
+    Rows may carry ``parse_failure``, ``over_length``, ``force_quit`` (booleans) and ``failure`` (what broke the
+    checker, or None; counted as ``errors``): all of them stay in the denominator.
     """
     rows = list(rows)
     right = sum(bool(row[correct]) for row in rows)
@@ -48,11 +50,48 @@ def category(rows: Iterable[dict[str, Any]], correct: str = "correct") -> dict[s
     }
 
 
-def write(out: Path, rows: Iterable[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
-    """Write items.jsonl, then summary.json (whose existence says that the evaluation is whole); return it.
+def weighted(weights: Mapping[str, float], categories: Mapping[str, dict[str, Any]]) -> list[float] | None:
+    """Wilson's interval of a weighted mean of categories (weights sum to 1), at the effective number of items.
 
-    ``files`` in the summary: the sizes of what it was made from.
+    That number is Kish's, 1 / sum(weight² / n): the items of an equally weighted total that is as precise. Equal to
+    the plain interval where a category weighs what its items do. None if a category is missing or empty.
     """
+    counted = [(weight, categories.get(name)) for name, weight in weights.items()]
+    if not counted or any(c is None or not c["n"] for _, c in counted):
+        return None
+    share = sum(weight * c["correct"] / c["n"] for weight, c in counted)  # type: ignore[index]
+    effective = 1 / sum(weight**2 / c["n"] for weight, c in counted)  # type: ignore[index]
+    return wilson(share * effective, effective)
+
+
+def linear_weights(
+    totals: Callable[[dict[str, float]], Mapping[str, float | None]], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Total -> category -> weight, of totals that are weighted means: each category in turn is 1, the others 0.
+
+    ``names``: the categories that were run; a total that needs another one has no weights.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name in names:
+        for total, value in totals({other: float(other == name) for other in names}).items():
+            if value:
+                found.setdefault(total, {})[name] = value
+    return found
+
+
+def write(
+    out: Path,
+    rows: Iterable[dict[str, Any]],
+    summary: dict[str, Any],
+    examples: Iterable[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Write examples.jsonl (wrong answers to read), items.jsonl, then summary.json; return the summary.
+
+    The summary's existence says that the evaluation is whole. It gets the versions of what scored and, as ``files``,
+    the sizes of what it was made from.
+    """
+    summary = {**summary, "software": {"restool": metadata.version("restool"), "python": platform.python_version()}}
+    files.write_json_lines(out / "examples.jsonl", examples)
     files.write_json_lines(out / "items.jsonl", rows)
     summary = {**summary, "files": seals.sizes(out, [out / "answers.jsonl", out / "items.jsonl"])}
     files.write_json(out / "summary.json", summary)

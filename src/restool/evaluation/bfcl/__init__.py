@@ -12,10 +12,12 @@ from typing import Any
 
 from restool import environments, files
 from restool.core.errors import ConfigurationError, EvaluationError, nearest
-from restool.evaluation import answering, items
+from restool.data.bfcl_export import content
+from restool.evaluation import answering, contamination, items
 from restool.evaluation.bfcl import aggregates, prompts, results
 from restool.evaluation.bfcl.checker import Checker
 from restool.evaluation.bfcl.synthetic import evaluate_synthetic
+from restool.evaluation.contamination import Training
 from restool.settings import RunSettings
 
 __all__ = ["BENCHMARK", "evaluate", "evaluate_synthetic"]
@@ -34,6 +36,7 @@ def evaluate(
     *,
     answers: Path | None = None,
     allow_missing: bool = False,
+    training: Training | None = None,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Answer the categories of ``settings.eval`` with ``model``, or take ``answers``, and score them.
@@ -73,7 +76,10 @@ def evaluate(
     else:
         raise EvaluationError(f"{BENCHMARK}: give a model or answers")
     rows, fence = score(entries, found, report)
-    return items.write(out, rows, summarize(rows, sizes, fence, limit) | origin)
+    contents = {entry["id"]: content(entry) for listed in entries.values() for entry in listed}
+    contamination.mark(rows, contents, training or Training.unknown())
+    summary = summarize(rows, sizes, fence, limit) | origin
+    return items.write(out, rows, summary | with_statistics(rows, summary, sizes, training or Training.unknown()))
 
 
 def score(
@@ -136,6 +142,21 @@ def summarize(
         "complete": not any(row["missing"] for row in rows)
         and all(categories[name]["n"] == sizes[name] for name in names)
         and set(names) >= set(aggregates.SINGLE_TURN),
+    }
+
+
+def with_statistics(
+    rows: list[dict[str, Any]], summary: dict[str, Any], sizes: dict[str, int], training: Training
+) -> dict[str, Any]:
+    """Of marked rows: what each total weighs, its interval, and what the model was trained on."""
+    categories = summary["categories"]
+    weights = items.linear_weights(lambda accuracy: aggregates.totals(accuracy, sizes), list(categories))
+    whole = {name: some for name, some in weights.items() if summary["aggregates"][name] is not None}
+    groups = {name: ([row for row in rows if row["category"] == name], "correct") for name in categories}
+    return {
+        "weights": whole,
+        "intervals": {name: items.weighted(some, categories) for name, some in whole.items()},
+        "contamination": contamination.record(rows, training, groups),
     }
 
 

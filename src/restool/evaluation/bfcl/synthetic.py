@@ -13,10 +13,14 @@ from typing import Any
 from restool import files
 from restool.core.errors import EvaluationError
 from restool.data import bfcl_export
-from restool.evaluation import items
+from restool.data.overlap import Content
+from restool.evaluation import contamination, items
 from restool.evaluation.bfcl.checker import Checker
+from restool.evaluation.contamination import Training
 
 BENCHMARK = "bfcl-synthetic"
+SPLIT = "held_out"
+"""The split that the tasks in BFCL's format were made from."""
 FORMULA = (
     "accuracy = right by BFCL's checker / entries; calls = right / entries over the categories that ask for calls; "
     "overall = the same over all (in irrelevance anything unreadable counts as right, so calls is the one to look at). "
@@ -24,8 +28,22 @@ FORMULA = (
 )
 
 
+def evaluate(model: Any, prepared: Path, out: Path, settings: Any, **given: Any) -> dict[str, Any]:
+    """As the registry calls a benchmark: the answers are those of held-out, beside ``out``."""
+    if given["answers"] is not None:
+        raise EvaluationError(f"{BENCHMARK} scores the answers of held-out; leave --answers away")
+    return evaluate_synthetic(
+        out.parent / "held-out", prepared, out, training=given["training"], report=given["report"]
+    )
+
+
 def evaluate_synthetic(
-    held_out_dir: Path, prepared: Path, out: Path, *, report: Callable[[str], None]
+    held_out_dir: Path,
+    prepared: Path,
+    out: Path,
+    *,
+    training: Training | None = None,
+    report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Score the greedy answers below ``held_out_dir`` and write items.jsonl and summary.json below ``out``.
 
@@ -47,13 +65,17 @@ def evaluate_synthetic(
         if row["id"].startswith("greedy/")
     }
     rows: list[dict[str, Any]] = []
+    contents: dict[str, Content] = {}
     with Checker(categories, folder=folder) as checker:
         for category in categories:
             entries = checker.entries(category)
             report(f"{BENCHMARK}: scoring {category}, {len(entries)} answers")
             rows += [_item(checker, category, entry, texts) for entry in entries]
+            contents |= {entry["id"]: bfcl_export.content(entry) for entry in entries}
         judged = {**checker.description, "fence": checker.fence()}
-    return items.write(out, rows, _summary(rows, judged, files.read_json(held_out)))
+    contamination.mark(rows, contents, training or Training.unknown())
+    summary = _summary(rows, judged, files.read_json(held_out), training or Training.unknown())
+    return items.write(out, rows, summary)
 
 
 def _item(checker: Checker, category: str, entry: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
@@ -66,8 +88,12 @@ def _item(checker: Checker, category: str, entry: dict[str, Any], texts: dict[st
     return base | {name: verdict[name] for name in parts}
 
 
-def _summary(rows: list[dict[str, Any]], judged: dict[str, Any], held_out: dict[str, Any]) -> dict[str, Any]:
+def _summary(
+    rows: list[dict[str, Any]], judged: dict[str, Any], held_out: dict[str, Any], training: Training
+) -> dict[str, Any]:
     names = list(dict.fromkeys(row["category"] for row in rows))
+    groups = {name: [row for row in rows if row["category"] == name] for name in names}
+    asking = [name for name in names if "irrelevance" not in name]
     totals = {
         "calls": items.category(row for row in rows if "irrelevance" not in row["category"]),
         "overall": items.category(rows),
@@ -77,10 +103,16 @@ def _summary(rows: list[dict[str, Any]], judged: dict[str, Any], held_out: dict[
         "version": f"bfcl-eval {judged['bfcl_eval']}",
         "data_sha256": judged["data_sha256"],
         "formula": FORMULA,
-        "categories": {name: items.category([r for r in rows if r["category"] == name]) for name in names},
+        "categories": {name: items.category(group) for name, group in groups.items()},
         "aggregates": {name: total["accuracy"] for name, total in totals.items()},
         "intervals": {name: total["interval"] for name, total in totals.items()},
-        "decoding": held_out["decoding"]["greedy"],
+        "weights": {
+            total: {name: len(groups[name]) / sum(len(groups[n]) for n in some) for name in some}
+            for total, some in (("calls", asking), ("overall", names))
+        },
+        "prompt_template_sha256": held_out["prompt_template_sha256"],
+        "contamination": contamination.record(rows, training, {n: (g, "correct") for n, g in groups.items()}),
+        "decoding": held_out["decoding"][f"{SPLIT}/greedy"],
         "model": held_out["model"],
         "fence": judged["fence"],
         "complete": True,
