@@ -351,20 +351,33 @@ app.add_typer(
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="run folder")],
-    second: Annotated[Path, typer.Argument(help="run folder")],
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="A and B: run folders, or folders of evaluations")
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option("--group", help="seeds of A, then of B, as a pattern in quotes: 'results/x/runs/*grpo*'"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Pair two runs item by item: difference, interval, exact test, smallest difference that could have shown."""
-    from restool.analysis import comparison
+    """Is the difference of two models real? Pairs them item by item; with two --group, seed by seed.
 
-    rows = comparison.compare(first, second)
+    For every benchmark, metric and category that both have: B - A with its interval, a test, Holm's correction over
+    the categories, and the smallest difference that could have shown. Refuses what was scored on other data.
+    """
+    from restool.analysis import contrasts, contrasts_text, evaluated
+
+    if len(folders or []) == 2 and not group:
+        result = contrasts.compare(*map(evaluated.read, folders or []))
+    elif len(group or []) == 2 and not folders:
+        result = contrasts.compare_groups(*map(evaluated.read_group, group or []))
+    else:
+        raise ConfigurationError("give two folders, A and B, or two groups: --group 'PATTERN' --group 'PATTERN'")
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(contrasts_text.plain(result), indent=2))
         return
-    if not rows:
-        raise RunError(f"{first} and {second} share no evaluated benchmark; evaluate both first")
-    _print_rows(f"{second.name} minus {first.name}", rows)
+    width = None if sys.stdout.isatty() else 100
+    contrasts_text.print_comparison(Console(width=width, highlight=False), result)
 
 
 # ---------------------------------------------------------------------------------------------- environments
@@ -611,24 +624,12 @@ def _console() -> Console:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
+    from restool.analysis import summary_text
+
     if summary.get("not_run"):
         report(f"{summary['benchmark']}: not run: {summary['not_run']}")
         return
-    table = Table("category", "n", "correct", "accuracy", "95 % interval", title=summary["benchmark"])
-    for name, c in summary["categories"].items():
-        low, high = c["interval"] or (float("nan"),) * 2
-        accuracy = "" if c["accuracy"] is None else f"{c['accuracy']:.3f}"
-        table.add_row(name, str(c["n"]), str(c["correct"]), accuracy, f"{low:.3f} to {high:.3f}")
-    _console().print(table)
-    for name, value in summary["aggregates"].items():
-        print(f"{name}: {'not complete' if value is None else f'{value:.4f}' if isinstance(value, float) else value}")
-
-
-def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table(*rows[0], title=title)
-    for row in rows:
-        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
-    _console().print(table)
+    summary_text.print_summary(Console(width=None if sys.stdout.isatty() else 100, highlight=False), summary)
 
 
 def _weighting(text: str) -> Weighting:

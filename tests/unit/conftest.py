@@ -12,6 +12,7 @@ import pytest
 
 from restool import files, runs
 from restool.analysis.experiment import Experiment, Run, load
+from restool.evaluation import held_out
 
 REGIONS = ("format", "name", "arguments", "think", "response", "other")
 EFFECT = {"grpo": 0.24, "rest_released": 0.12, "rest_fixed": 0.26, "masked_uniform": 0.23}
@@ -110,7 +111,7 @@ def _evaluate(run: Run, items: int, random: np.random.Generator) -> None:
     ]
     names = {f"{row['split']}/{row['mode']}" for row in rows}
     categories = {name: {"n": items, "correct": 1, "accuracy": 1 / items, "interval": [0, 1]} for name in names}
-    _summary(run, "held-out", categories, {}, rows)
+    _summary(run, "held-out", categories, {}, rows, metrics=held_out.METRICS)
     one = {"n": 50, "correct": 20, "accuracy": 0.4, "interval": [0.3, 0.5], "parse_failures": 1, "over_length": 0}
     _summary(run, "bfcl-synthetic", {"simple": one}, {"overall": 0.4}, [])
     if "api-bank" in run.evaluations:

@@ -200,6 +200,18 @@ def smallest_detectable_share(n: int, discordant: int) -> float:
     return float(optimize.brentq(excess, 1e-9, 1.0, xtol=1e-6))
 
 
+def smallest_detectable_total(strata: Sequence[tuple[float, int, int]]) -> float:
+    """The same for a total of several categories that weigh their items differently, by the normal approximation.
+
+    ``strata`` as in :func:`stratified_mcnemar`. NaN where no item tells the two apart.
+    """
+    from scipy import special
+
+    variance = sum(weight**2 * (a + b) for weight, a, b in strata)
+    quantiles = special.ndtri(0.5 + LEVEL / 2) + special.ndtri(POWER)
+    return float(quantiles * math.sqrt(variance)) if variance else math.nan
+
+
 def _mcnemar_power(n: int, rate: float, difference: float) -> float:
     """Power of the exact test: over the number of discordant items, and how many of them favour the better one."""
     from scipy import special

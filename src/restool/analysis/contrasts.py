@@ -133,12 +133,14 @@ def _verdict(row: Row) -> str:
 def _items_of(pairing: str, first: list[Evaluation], second: list[Evaluation]) -> Iterator[Row]:
     """Rows of one benchmark for two models."""
     a, b = first[0], second[0]
+    checked = all((one.summary.get("contamination") or {}).get("checked") for one in (a, b))
     for metric, how in a.metrics.items():
         parts = _parts(a, b, how)
         for name, pairs in parts.items():
-            yield _item_row(a.benchmark, metric, how, name, [(1.0, pairs)])
+            yield _item_row(a.benchmark, metric, how, name, [(1.0, pairs)], checked)
         for name, weights in _totals(a, metric, how, parts).items():
-            row = _item_row(a.benchmark, metric, how, name, [(w, parts[part]) for part, w in weights.items()])
+            strata = [(weight, parts[part]) for part, weight in weights.items()]
+            row = _item_row(a.benchmark, metric, how, name, strata, checked)
             yield row | {"is_total": True}
 
 
@@ -166,7 +168,9 @@ def _totals(a: Evaluation, metric: str, how: Row, parts: dict[str, Any]) -> dict
     return {name.removeprefix(prefix): weights for name, weights in whole.items()}
 
 
-def _item_row(benchmark: str, metric: str, how: Row, name: str, strata: list[tuple[float, Pairs]]) -> Row:
+def _item_row(
+    benchmark: str, metric: str, how: Row, name: str, strata: list[tuple[float, Pairs]], checked: bool
+) -> Row:
     binary = how.get("kind", "binary") == "binary"
     field = how["field"]
     content = [(weight, *(np.array([float(pair[i][field]) for pair in pairs]) for i in (0, 1)))
@@ -190,15 +194,15 @@ def _item_row(benchmark: str, metric: str, how: Row, name: str, strata: list[tup
         "only_b": sum(b for _, _, b in counts),
     }
     row |= _tested(row, counts) if binary else _mean_tested(content)
-    return row | _contaminated([pair for _, pairs in strata for pair in pairs], strata, field)
+    return row | (_contaminated(strata, field) if checked else {"contaminated": None, "rest": None})
 
 
 def _tested(row: Row, counts: list[tuple[float, int, int]]) -> Row:
-    discordant = row["only_a"] + row["only_b"]
-    return {
-        "p": comparison.stratified_mcnemar(counts),
-        "detectable": comparison.smallest_detectable_share(row["n"], discordant),
-    }
+    if len({weight for weight, _, _ in counts}) == 1:
+        detectable = comparison.smallest_detectable_share(row["n"], row["only_a"] + row["only_b"])
+    else:
+        detectable = comparison.smallest_detectable_total(counts)
+    return {"p": comparison.stratified_mcnemar(counts), "detectable": detectable}
 
 
 def _mean_tested(content: list[tuple[float, np.ndarray, np.ndarray]]) -> Row:
@@ -209,18 +213,14 @@ def _mean_tested(content: list[tuple[float, np.ndarray, np.ndarray]]) -> Row:
     return {"p": paired.p, "detectable": paired.detectable}
 
 
-def _contaminated(pairs: Pairs, strata: list[tuple[float, Pairs]], field: str) -> Row:
-    """How many items either model was trained on (None: not known of both), and the difference on the others."""
-    known = all("overlap" in item for pair in pairs for item in pair)
-    if not known:
-        return {"contaminated": None, "rest": None}
-    clean = [(weight, [pair for pair in some if not _is_seen(pair)]) for weight, some in strata]
-    seen = len(pairs) - sum(len(some) for _, some in clean)
-    rest = None
-    if seen and all(some for _, some in clean):
-        means = [sum(w * float(np.mean([float(pair[i][field]) for pair in some])) for w, some in clean) for i in (0, 1)]
-        rest = {"n": len(pairs) - seen, "a": means[0], "b": means[1], "difference": means[1] - means[0]}
-    return {"contaminated": seen, "rest": rest}
+def _contaminated(strata: list[tuple[float, Pairs]], field: str) -> Row:
+    """How many items either model was trained on, and the difference on the others."""
+    clean = [(weight, [pair for pair in pairs if not _is_seen(pair)]) for weight, pairs in strata]
+    n, left = (sum(len(pairs) for _, pairs in some) for some in (strata, clean))
+    if left == n or not all(pairs for _, pairs in clean):
+        return {"contaminated": n - left, "rest": None}
+    a, b = (sum(w * float(np.mean([float(pair[i][field]) for pair in some])) for w, some in clean) for i in (0, 1))
+    return {"contaminated": n - left, "rest": {"n": left, "a": a, "b": b, "difference": b - a}}
 
 
 def _is_seen(pair: tuple[Item, Item]) -> bool:

@@ -103,14 +103,14 @@ def record(rows: Sequence[Row], training: Training, categories: Mapping[str, tup
     ``categories``: name -> (its rows, the field that says whether one is right). Counts are of different items;
     ``rest`` is the score of what does not overlap.
     """
-    kind = {row["id"]: row["overlap"] for row in rows}
+    kind = {row["id"]: row.get("overlap") for row in rows}
     counts = Counter(kind.values())
     result: Row = {
         "checked": training.reason is None,
         "reason": training.reason,
         "trained_on": list(training.trained_on),
         "items": len(kind),
-        "duplicates": len({row["id"] for row in rows if row["duplicate_of"]}),
+        "duplicates": len({row["id"] for row in rows if row.get("duplicate_of")}),
     }
     if training.reason:
         return result

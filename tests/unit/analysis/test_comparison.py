@@ -2,13 +2,12 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from restool import files
 from restool.analysis import comparison
-from restool.analysis.experiment import load
-from restool.core.errors import RunError
 
 
 def test_t_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -69,30 +68,75 @@ def test_smallest_detectable_difference_is_found_four_times_in_five(n: int) -> N
     assert found.mean() == pytest.approx(0.8, abs=0.02)
 
 
-def test_runs_are_compared_on_the_items_that_both_answered(quick) -> None:
-    runs = {run.method: run for run in load(quick).runs if run.seed == 0}
-    before, after = runs["sft"].directory.path, runs["rest_fixed"].directory.path
-    rows = {(r["part"], r["metric"]): r for r in comparison.compare(before, after)}
-    row = rows["held_out/greedy", "tool_exact"]
-    first, second = (files.read_json_lines(p / "eval/held-out/items.jsonl") for p in (before, after))
-    counted = [
-        (a["tool_exact"], b["tool_exact"])
-        for a, b in zip(first, second, strict=True)
-        if a["tool"] and (a["split"], a["mode"]) == ("held_out", "greedy")
-    ]
-    assert row["n"] == len(counted)
-    assert row["difference"] == pytest.approx(np.mean([int(b) - int(a) for a, b in counted]))
-    only_a, only_b = counted.count((True, False)), counted.count((False, True))
-    assert row["p"] == pytest.approx(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
-    assert row["low"] < row["difference"] < row["high"]
-    assert row["p_holm"] >= row["p"]
+@pytest.mark.parametrize(("n", "discordant"), [(16, 4), (200, 40), (597, 100)])
+def test_smallest_detectable_share_is_found_four_times_in_five(n: int, discordant: int) -> None:
+    effect = comparison.smallest_detectable_share(n, discordant)
+    rate = max(effect, discordant / n)
+    random = np.random.default_rng(n)
+    drawn = random.multinomial(n, [(rate + effect) / 2, (rate - effect) / 2, 1 - rate], size=20_000)[:, :2]
+    p = np.minimum(1, 2 * stats.binom.cdf(drawn.min(axis=1), drawn.sum(axis=1), 0.5))
+    assert (p < 0.05).mean() == pytest.approx(0.8, abs=0.015)
 
 
-def test_a_run_compared_with_itself_shows_no_difference(quick) -> None:
-    path = load(quick).runs[0].directory.path
-    assert {row["verdict"] for row in comparison.compare(path, path)} == {"undecided"}
+def test_smallest_detectable_share_at_its_edges() -> None:
+    assert math.isnan(comparison.smallest_detectable_share(5, 0))  # 5 items all one way: p = 0.0625
+    assert comparison.smallest_detectable_share(6, 0) == pytest.approx(0.8 ** (1 / 6), abs=1e-3)  # all six must differ
+    assert math.isnan(comparison.smallest_detectable_share(0, 0))
+    more = [comparison.smallest_detectable_share(n, n // 5) for n in (50, 200, 800, 3200)]
+    assert more == sorted(more, reverse=True)
 
 
-def test_comparing_what_is_no_run_says_so(quick, tmp_path) -> None:
-    with pytest.raises(RunError, match="not a run directory"):
-        comparison.compare(load(quick).runs[0].directory.path, tmp_path)
+def test_mcnemar_agrees_with_a_textbook_table() -> None:
+    """Agresti, Categorical Data Analysis, approval of the prime minister: 150 against 86 changed their mind."""
+    assert comparison.mcnemar(150, 86) == pytest.approx(3.7e-5, rel=0.05)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.floats(0.1, 5))
+def test_stratified_mcnemar_of_one_category_is_the_exact_test(a: int, b: int, weight: float) -> None:
+    assert comparison.stratified_mcnemar([(weight, a, b)]) == comparison.mcnemar(a, b)
+
+
+def test_stratified_mcnemar_agrees_with_scipys_sign_flips() -> None:
+    strata = [(1 / 200, 20, 34), (1 / 50, 4, 9), (1 / 900, 3, 2)]
+    values = np.concatenate([weight * np.repeat([-1.0, 1.0], [a, b]) for weight, a, b in strata])
+    expected = stats.permutation_test(
+        (values,), np.sum, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0)
+    ).pvalue
+    assert comparison.stratified_mcnemar(strata) == pytest.approx(expected, abs=0.01)
+
+
+def test_bootstrap_agrees_with_scipy() -> None:
+    values = np.repeat([-1.0, 0.0, 1.0], [12, 150, 31])
+    ours = comparison.bootstrap_interval(values, resamples=20_000)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(1))
+    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.006)
+    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.006)
+
+
+def test_weighted_bootstrap_covers_each_category_with_its_weight() -> None:
+    random = np.random.default_rng(3)
+    first, second = random.normal(0, 1, 400), random.normal(2, 3, 100)
+    ours = comparison.weighted_bootstrap([(0.25, first), (0.75, second)])
+    deviation = math.sqrt(0.25**2 * first.var() / 400 + 0.75**2 * second.var() / 100)
+    assert ours.mean == pytest.approx(0.25 * first.mean() + 0.75 * second.mean())
+    assert (ours.high - ours.low) / 2 == pytest.approx(1.96 * deviation, rel=0.1)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.integers(0, 3))
+def test_an_interval_contains_its_estimate(values: list[float], seed: int) -> None:
+    estimate = comparison.bootstrap_interval(values, resamples=50, seed=seed)
+    assert estimate.low <= estimate.mean <= estimate.high
+    right = sum(value > 0 for value in values)
+    share = comparison.wilson(right, len(values))
+    assert share.low - 1e-12 <= share.mean <= share.high + 1e-12
+    if len(values) > 1:
+        interval = comparison.t_interval(values)
+        assert interval.low <= interval.mean <= interval.high
+
+
+def test_welch_agrees_with_scipy() -> None:
+    a, b = [0.5, 0.7, 0.61, 0.66], [0.4, 0.52, 0.55]
+    difference = comparison.unpaired_difference(a, b)
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    assert difference.p == pytest.approx(expected.pvalue)
+    assert (difference.low, difference.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))

@@ -12,9 +12,12 @@ from restool import files
 from restool.core.errors import EvaluationError
 from restool.data import bfcl_export, rows, synthetic
 from restool.evaluation import bfcl, held_out
+from restool.evaluation import tasks as evaluation
 from restool.evaluation.answering import GeneratedAnswer
+from restool.evaluation.contamination import Training
 from restool.settings import SyntheticSettings
 
+MADE = {"decoding": {"held_out/greedy": {"temperature": 0}}, "prompt_template_sha256": "p"}
 ROOT = Path(__file__).parents[3]
 
 
@@ -26,14 +29,18 @@ def tasks() -> list[rows.Row]:
 
 
 def _items(tasks, answer, mode="greedy"):
-    return [held_out.item(row, "held_out", mode, GeneratedAnswer(answer(row), 7, True)) for row in tasks]
+    return [_item(row, answer(row), mode) for row in tasks]
+
+
+def _item(row, text, mode="greedy"):
+    return evaluation._row(held_out, held_out.task(row, "held_out", mode), GeneratedAnswer(text, 7, True))
 
 
 def test_labels_are_right_in_every_respect(tasks):
     scored = _items(tasks, lambda row: row.ground_truth)
     assert all(row["exact"] for row in scored)
     assert all(row["tool_exact"] == row["tool"] for row in scored)
-    summary = held_out.summarize(scored)
+    summary = evaluation.summarize(held_out, "held-out", [], scored, Training.unknown())
     values = {k.rpartition("/")[2]: v for k, v in summary["aggregates"].items()}
     for metric in ("tool_exact", "exact", "format", "flawless_tool_exact", "flawless_exact", "finished"):
         assert values[metric] == 1.0
@@ -57,7 +64,7 @@ def test_a_call_where_none_is_asked_for_is_not_exact(tasks):
     called = row.ground_truth.replace(
         "<response>", '<tool_call>\n{"name": "f", "parameters": {}}\n</tool_call>\n<response>'
     )
-    scored = held_out.item(row, "held_out", "greedy", GeneratedAnswer(called, 1, True))
+    scored = _item(row, called)
     assert not scored["exact"]
 
 
@@ -66,7 +73,7 @@ def test_a_wrong_value_is_wrong(tasks):
     call = row.meta["calls"][0]
     spoilt = dict.fromkeys(call["parameters"], "nonsense")
     text = rows.tool_label([(call["name"], spoilt)])
-    scored = held_out.item(row, "held_out", "greedy", GeneratedAnswer(text, 1, True))
+    scored = _item(row, text)
     assert (scored["format"], scored["tool_exact"], scored["exact"]) == (1.0, False, False)
 
 
@@ -74,7 +81,7 @@ def _written(tmp_path: Path, tasks, answer) -> tuple[Path, Path]:
     prepared, held = tmp_path / "prepared", tmp_path / "eval" / "held-out"
     bfcl_export.write(tasks, prepared)
     files.write_json_lines(held / "answers.jsonl", [{"id": f"greedy/{row.id}", "text": answer(row)} for row in tasks])
-    files.write_json(held / "summary.json", {"decoding": {"greedy": {"temperature": 0}}, "model": "m"})
+    files.write_json(held / "summary.json", {**MADE, "model": "m"})
     return held, prepared
 
 
