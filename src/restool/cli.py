@@ -115,8 +115,9 @@ def train(
     manifest = files.read_json(prepared / "manifest.json")
     start, start_identity = _start_model(settings, prepared, parent)
     lineage = {"data": manifest["fingerprint"], "start": start_identity}
+    seen = _trained_on(settings, prepared.name, manifest["fingerprint"], start)
     with runs.alone(path):
-        directory = runs.open_run(path, settings, lineage, replace=replace)
+        directory = runs.open_run(path, settings, lineage, replace=replace, trained_on=seen)
         if directory.settle(report):
             report(f"{directory.id} is finished already: {directory.path}")
             return
@@ -575,6 +576,19 @@ def _start_model(settings: RunSettings, prepared: Path, parent: Path | None) -> 
     if settings.model.tiny is not None:
         return prepared / "model", prepared.name
     return Path(str(settings.model.path)), f"{settings.model.path}@{settings.model.revision}"
+
+
+def _trained_on(settings: RunSettings, prepared: str, fingerprint: str, start: Path) -> list[dict[str, str]] | None:
+    """What the run will have learnt from: the splits behind its start model, and its own. None if the former is
+    the model of a run that recorded nothing."""
+    from restool import algorithms
+    from restool.runs import RunDirectory
+
+    parent = RunDirectory(start.parent)
+    before = parent.trained_on if (parent.path / "env.json").exists() else []
+    split = {"sft": "sft", "rl": "train"}.get(algorithms.get(settings.method.algorithm).kind)
+    own = [{"prepared": prepared, "fingerprint": fingerprint, "split": split}] if split else []
+    return None if before is None else before + [entry for entry in own if entry not in before]
 
 
 def _variance_subject(plan: Plan) -> tuple[RunSettings, Path, Path]:

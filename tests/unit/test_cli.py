@@ -56,7 +56,7 @@ def test_every_verb_explains_itself(restool, verb):
         (["evaluate", "bfcl", "--checkpoint"], "requires an argument"),
         (["evaluate", "bfcl"], "bfcl takes one of --checkpoint or --endpoint or --answers"),
         (["evaluate", "api-bank", "--checkpoint", "x", "--endpoint", "localhost"], "takes one of"),
-        (["evaluate", "held-out", "--answers", "x"], "takes one of --checkpoint or --endpoint"),
+        (["evaluate", "bfcl-synthetic", "--answers", "x"], "takes the held-out answers"),
         (["evaluate", "bfcl", "--checkpoint", "x", "--model", "y"], "belong to --endpoint"),
         (["evaluate", "bfcl", "--checkpoint", "x", "--engine", "vlm"], "vlm"),
     ],
