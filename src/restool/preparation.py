@@ -240,7 +240,7 @@ def _answer(row: Row) -> str:
 
 
 def _measure_and_filter(settings: RunSettings, data: DataSet, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Fill ``data.lengths``; drop the RL prompts that are too long, and count them."""
+    """Fill ``data.lengths``; drop the RL prompts that are too long (unless they are to be cut), and count them."""
     from restool.models.chat import prompt_ids_batch
 
     limit = settings.data.max_prompt_tokens
@@ -257,7 +257,7 @@ def _measure_and_filter(settings: RunSettings, data: DataSet, tokenizer: PreTrai
             "answer_characters": summary([len(_answer(row)) for row in content]),
             "prompts_over_limit": sum(tokens > limit for tokens in prompts),
         }
-        if split == "train":
+        if split == "train" and settings.data.overlong == "drop":
             kept = [row for row, tokens in zip(content, prompts, strict=True) if tokens <= limit]
             if len(kept) < len(content):
                 data.dropped[f"train: prompt longer than {limit} tokens"] = len(content) - len(kept)

@@ -87,12 +87,18 @@ class DataSettings(Settings):
     synthetic: SyntheticSettings | None = None
     mirror: str | None = Field(None, description="folder tried before the network; RESTOOL_MIRROR if null")
     max_prompt_tokens: int = Field(gt=0)
-    overlong: Literal["drop"] = Field(
-        description="RL prompts over the limit are dropped and counted; the released code cuts off their beginning"
+    overlong: Literal["drop", "truncate_left"] = Field(
+        description="RL prompts over the limit are dropped and counted, or lose their beginning (the head of the "
+        "system prompt), as in the released ResT code"
     )
     optional_benchmarks: bool = Field(
         False, description="go on without API-Bank and BFCL prompts when neither mirror nor network has them"
     )
+
+    @property
+    def kept_ids(self) -> int | None:
+        """How many ids of an RL prompt's end are kept; None: all."""
+        return self.max_prompt_tokens if self.overlong == "truncate_left" else None
 
 
 class MethodSettings(Settings):

@@ -105,7 +105,9 @@ def sample(
     device = loading.resolve_device(settings.backend.device)
     model, tokenizer = loading.load(model_path, dtype=settings.model.dtype, device=device)
     stops = chat.stop_ids(tokenizer)
-    prompts = [chat.prompt_ids(tokenizer, r.system, r.user, thinking=settings.model.thinking) for r in rows]
+    pairs = [(row.system, row.user) for row in rows]
+    thinking = settings.model.thinking
+    prompts = chat.prompt_ids_batch(tokenizer, pairs, thinking=thinking, last=settings.data.kept_ids)
     rl = settings.training.rl
     drawn = sampling.make_sampler(model, tokenizer, stops).generate(
         prompts,

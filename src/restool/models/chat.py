@@ -28,14 +28,22 @@ def prompt_ids(
 
 
 def prompt_ids_batch(
-    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[tuple[str, str]], *, thinking: bool | None = None
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[tuple[str, str]],
+    *,
+    thinking: bool | None = None,
+    last: int | None = None,
 ) -> list[list[int]]:
-    """`prompt_ids` of many (system, user) pairs, several times faster than one at a time."""
+    """`prompt_ids` of many (system, user) pairs, several times faster than one at a time.
+
+    ``last``: of longer prompts only so many ids, the last ones (`DataSettings.kept_ids`).
+    """
     dialogues = [
         ([{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": user}], ())
         for system, user in prompts
     ]
-    return dialogue_ids(tokenizer, dialogues, thinking=thinking)
+    ids = dialogue_ids(tokenizer, dialogues, thinking=thinking)
+    return ids if last is None else [prompt[-last:] for prompt in ids]
 
 
 def dialogue_ids(

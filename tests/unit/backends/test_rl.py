@@ -177,6 +177,13 @@ def test_prompts_and_random_numbers_do_not_depend_on_the_method(imitator, prepar
     assert [r.id for r in other.rows(1)] != found[0][0][0]
 
 
+def test_long_prompts_lose_their_head_where_the_data_says_so(prepared, tmp_path):
+    overrides = ["data.overlong=truncate_left", "data.max_prompt_tokens=50"]
+    _, whole, _ = parts(tmp_path / "a", prepared, prepared / "model")
+    _, cut, _ = parts(tmp_path / "b", prepared, prepared / "model", *overrides)
+    assert cut.sample(1).prompts == [prompt[-50:] for prompt in whole.sample(1).prompts]
+
+
 def test_an_epoch_sees_no_prompt_twice(prepared, tmp_path):
     _, collector, _ = parts(tmp_path / "a", prepared, prepared / "model", "training.rl.prompts=5")
     epoch = [row.id for step in range(1, 5) for row in collector.rows(step)]  # 24 rows: 4 steps, 4 rows left out

@@ -145,6 +145,9 @@ def test_overlong_rl_prompts_are_dropped_and_counted(small_run, tmp_path):
     assert manifest["files"]["held_out"]["rows"] == 30
     with pytest.raises(DataError, match="no training prompt has at most 5 tokens"):
         prepare(_with(small_run, max_prompt_tokens=5), tmp_path / "none", report=quiet)
+    cut = prepare(_with(small_run, max_prompt_tokens=limit, overlong="truncate_left"), tmp_path / "cut", report=quiet)
+    assert not cut["dropped"]
+    assert cut["lengths"]["train"]["prompts_over_limit"] == dropped
 
 
 def test_api_bank_may_be_missing_only_where_it_is_optional_and_never_be_corrupt(small_run, real_data, tmp_path):

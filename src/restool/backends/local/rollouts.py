@@ -75,7 +75,8 @@ class Collector:
         rows = self.rows(step)
         thinking = self.settings.model.thinking
         pairs = [(row.system, row.user) for row in rows]
-        prompts = chat.prompt_ids_batch(self._tokenizer, pairs, thinking=thinking)
+        kept = self.settings.data.kept_ids
+        prompts = chat.prompt_ids_batch(self._tokenizer, pairs, thinking=thinking, last=kept)
         answers = self._sampler.generate(
             prompts,
             samples=self._rl.samples,
