@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from restool import files
 from restool.core.errors import ConfigurationError, EvaluationError, nearest
 from restool.evaluation.answering.client import Client, Endpoint, Passing, Refusal, is_too_long, unanswered
-from restool.evaluation.answering.payloads import ADAPTATIONS, Body, Interface, context_tokens, prompt_tokens
+from restool.evaluation.answering.payloads import ADAPTATIONS, Body, Interface, Request, context_tokens, prompt_tokens
 from restool.evaluation.answering.questions import OVER_LENGTH, GeneratedAnswer, Question
 from restool.settings import DecodingSettings
 
+Read = Callable[[Body], GeneratedAnswer]
 _FIRST_ATTEMPTS = 3
 _FAILURES_IN_A_ROW = 16
 _VOLATILE = ("created", "permission")
@@ -105,7 +106,7 @@ class _Run:
         endpoint: Endpoint,
         served: dict[str, Any],
         interface: Interface,
-        requests: Iterator[tuple[int, Body | None]],
+        requests: Iterator[Request],
         report: Callable[[str], None],
     ):
         self.endpoint, self.served, self.interface, self.requests = endpoint, served, interface, requests
@@ -143,15 +144,16 @@ class _Run:
 
     async def _work(self) -> None:
         try:
-            for index, body in self.requests:
-                answer = OVER_LENGTH if body is None else await self._answer({"model": self.served["id"], **body})
-                self._queue.put_nowait((index, answer))
+            for request in self.requests:
+                answer = OVER_LENGTH if request.body is None else await self._answer(request)
+                self._queue.put_nowait((request.index, answer))
         except Exception as error:  # a worker has no caller: its error must reach the one that waits for answers
             self._queue.put_nowait(error)
 
-    async def _answer(self, body: Body) -> GeneratedAnswer:
+    async def _answer(self, request: Request) -> GeneratedAnswer:
+        body = {"model": self.served["id"], **(request.body or {})}
         try:
-            answer = await self._adapted(body)
+            answer = await self._adapted(body, partial(self.interface.read, request=request))
         except Passing as error:
             if error.connection or error.retry_after:
                 raise unanswered(self.endpoint, error) from error
@@ -163,7 +165,7 @@ class _Run:
         self._failures = 0
         return answer
 
-    async def _adapted(self, body: Body) -> GeneratedAnswer:
+    async def _adapted(self, body: Body, read: Read) -> GeneratedAnswer:
         """Ask; where the server wants to be asked otherwise, ask so, now and from now on."""
         applied: list[str] = []
         while True:
@@ -171,17 +173,17 @@ class _Run:
                 ADAPTATIONS[name](body)
                 applied.append(name)
             try:
-                return await self._client.ask(self.interface.route, body, self.interface.read)
+                return await self._client.ask(self.interface.route, body, read)
             except Refusal as refusal:
                 if is_too_long(refusal.message, refusal.code):
-                    return await self._shorter(body, refusal)
+                    return await self._shorter(body, read, refusal)
                 new = next((n for n in ADAPTATIONS if n in refusal.message and n not in applied), None)
                 if new is None:
                     raise
                 if new not in self._adaptations:
                     self._adaptations.append(new)
 
-    async def _shorter(self, body: Body, refusal: Refusal) -> GeneratedAnswer:
+    async def _shorter(self, body: Body, read: Read, refusal: Refusal) -> GeneratedAnswer:
         """The answer with as many tokens as the context has left, none if that is nothing.
 
         OpenAI and vLLM refuse a prompt that fits if the answer that it may get does not. Asked for one token, they
@@ -195,7 +197,7 @@ class _Run:
             left = context - await ask(route, body | {limit: 1}, prompt_tokens)
             if not 0 < left < body[limit]:
                 return OVER_LENGTH
-            return await ask(route, body | {limit: left}, self.interface.read)
+            return await ask(route, body | {limit: left}, read)
         except Refusal as again:
             if is_too_long(again.message, again.code):
                 return OVER_LENGTH

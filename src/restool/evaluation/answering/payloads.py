@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
 from restool import files
 from restool.evaluation.answering.client import Passing, Refusal
-from restool.evaluation.answering.questions import GeneratedAnswer, Question, clean
+from restool.evaluation.answering.questions import GeneratedAnswer, Message, Prompt, Question, clean
 from restool.settings import DecodingSettings
 
 Body = dict[str, Any]
@@ -19,17 +20,27 @@ _CHUNK = 64
 """Prompts tokenised at a time: enough to be fast, few enough to hold thousands of long ones."""
 
 
+@dataclass
+class Request:
+    """Question number ``index`` as the server gets it; ``body`` is None where the prompt leaves no room for an
+    answer. ``names``: the server's names of tools → the prompt's, where they differ."""
+
+    index: int
+    body: Body | None
+    names: dict[str, str] = field(default_factory=dict)
+
+
 class Interface(Protocol):
-    """One way to ask: its route, the request for a question (None: the prompt leaves no room) and its reply."""
+    """One way to ask: its route, the requests for questions, and what a reply says."""
 
     name: str
     route: str
 
     def requests(
         self, questions: Iterable[tuple[int, Question]], decoding: DecodingSettings, seed: int
-    ) -> Iterator[tuple[int, Body | None]]: ...
+    ) -> Iterator[Request]: ...
 
-    def read(self, reply: Body) -> GeneratedAnswer: ...
+    def read(self, reply: Body, request: Request) -> GeneratedAnswer: ...
 
     def identity(self) -> list[Any]: ...
 
@@ -44,16 +55,18 @@ class Chat:
 
     def requests(
         self, questions: Iterable[tuple[int, Question]], decoding: DecodingSettings, seed: int
-    ) -> Iterator[tuple[int, Body | None]]:
+    ) -> Iterator[Request]:
         for index, question in questions:
-            body: Body = {"messages": list(question.prompt.messages), **_decoding(question, decoding, seed)}
-            if question.prompt.tools:
-                body["tools"] = list(question.prompt.tools)
+            prompt = question.prompt
+            names = _names(prompt)
+            body: Body = {"messages": _renamed(prompt.messages, names), **_decoding(question, decoding, seed)}
+            if prompt.tools:
+                body["tools"] = list(prompt.schemas or prompt.tools)
             if self.thinking is not None:
                 body["chat_template_kwargs"] = {"enable_thinking": self.thinking}
-            yield index, body
+            yield Request(index, body, {served: own for own, served in names.items()})
 
-    def read(self, reply: Body) -> GeneratedAnswer:
+    def read(self, reply: Body, request: Request) -> GeneratedAnswer:
         """Calls and thoughts that the server took out of the text are put back where the model wrote them."""
         choice = _choice(reply)
         message = choice.get("message")
@@ -64,7 +77,7 @@ class Chat:
         calls = [] if message.get("tool_calls") is None else message["tool_calls"]
         if not (isinstance(text, str) and isinstance(calls, list)):
             raise Passing("a reply whose message is no text")
-        blocks = [_call_text(call) for call in calls]
+        blocks = [_call_text(call, request.names) for call in calls]
         parts = [f"<think>\n{thought}\n</think>\n"] if isinstance(thought, str) and thought else []
         parts += [text] if text.strip() or not (parts or blocks) else []
         return _answer("\n".join([*parts, *blocks]), reply, choice)
@@ -84,15 +97,16 @@ class Completions:
 
     def requests(
         self, questions: Iterable[tuple[int, Question]], decoding: DecodingSettings, seed: int
-    ) -> Iterator[tuple[int, Body | None]]:
+    ) -> Iterator[Request]:
         rest = iter(questions)
         while chunk := list(islice(rest, _CHUNK)):
             for (index, question), ids in zip(chunk, self._ids([q for _, q in chunk]), strict=True):
                 room = decoding.max_model_tokens - len(ids)
                 body = {"prompt": ids, **_decoding(question, decoding, seed), **self._extras}
-                yield index, body | {"max_tokens": min(decoding.max_new_tokens, room)} if room > 0 else None
+                limited = body | {"max_tokens": min(decoding.max_new_tokens, room)}
+                yield Request(index, limited if room > 0 else None)
 
-    def read(self, reply: Body) -> GeneratedAnswer:
+    def read(self, reply: Body, request: Request) -> GeneratedAnswer:
         choice = _choice(reply)
         if not isinstance(choice.get("text"), str):
             raise Passing("a reply without a text")
@@ -164,11 +178,34 @@ def _answer(text: str, reply: Body, choice: Body) -> GeneratedAnswer:
     return GeneratedAnswer(clean(text), tokens if isinstance(tokens, int) else 0, finished)
 
 
-def _call_text(call: Any) -> str:
+def _names(prompt: Prompt) -> dict[str, str]:
+    """The prompt's names of tools → the server's (OpenAI allows no dots), where they differ."""
+    pairs = zip(prompt.tools, prompt.schemas, strict=False)
+    found = {tool.get("name"): schema["function"]["name"] for tool, schema in pairs}
+    return {own: served for own, served in found.items() if own and own != served}
+
+
+def _renamed(messages: Sequence[Message], names: dict[str, str]) -> list[Message]:
+    """``messages`` with the server's names in the calls of earlier turns."""
+    if not names:
+        return list(messages)
+    renamed = []
+    for message in messages:
+        calls = [
+            call
+            | {"function": call["function"] | {"name": names.get(call["function"]["name"], call["function"]["name"])}}
+            for call in message.get("tool_calls", ())
+        ]
+        renamed.append(message | {"tool_calls": calls} if calls else message)
+    return renamed
+
+
+def _call_text(call: Any, names: dict[str, str]) -> str:
     """A call that the server has parsed, written again as Qwen's models write it."""
     function = call.get("function") if isinstance(call, dict) else None
     if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
         raise Passing("a reply whose tool call has no name")
     given = function.get("arguments")
     arguments = given if isinstance(given, str) else json.dumps(given)
-    return f'<tool_call>\n{{"name": {json.dumps(function["name"])}, "arguments": {arguments or "{}"}}}\n</tool_call>'
+    name = names.get(function["name"], function["name"])
+    return f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {arguments or "{}"}}}\n</tool_call>'

@@ -15,11 +15,16 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A chat up to the assistant's next turn. ``tools``: function documents for the model's own template
-    (OpenAI form, ``{"type": "function", "function": {...}}``); empty where the prompt's text lists them."""
+    """A chat up to the assistant's next turn.
+
+    ``tools``: what the model's own template lists as tools; empty where the prompt's text lists them. ``schemas``:
+    the same tools, in the same order, in OpenAI's form (``{"type": "function", "function": {...}}``), for servers
+    that render prompts themselves; may be left out if ``tools`` has that form.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
+    schemas: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def of(cls, system: str, user: str) -> Prompt:
@@ -36,7 +41,7 @@ class Prompt:
                 return ["", *texts]
             if roles == ["system", "user"] and texts[0]:
                 return texts
-        return [list(self.messages), list(self.tools)]
+        return [list(self.messages), list(self.tools), list(self.schemas)]
 
 
 @dataclass(frozen=True)

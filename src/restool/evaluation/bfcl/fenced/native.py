@@ -1,0 +1,98 @@
+"""Calls in the models' own formats, by the rules of bfcl_eval's local handlers for Qwen and Llama models.
+
+Qwen: JSON objects with ``name`` and ``arguments``, one between each pair of ``<tool_call>`` tags, outside the
+thought; read by the official handler itself. Llama 3: bare calls with ``name`` and ``parameters``, perhaps behind
+``<|python_tag|>``, as a Python literal (so that JSON's ``true`` and ``null`` are no calls) or as JSON texts between
+semicolons. The official handler passes the first kind to ``eval``; here only literals are read, so that a text
+cannot run anything, nor reach the checker that judges it.
+
+Which of the two a text is written in shows in the text. One call that lacks its name or its parameters spoils the
+whole answer, in both.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+import types
+from typing import Any
+
+import decoding
+
+_BROKEN = (ValueError, TypeError, KeyError, AttributeError, SyntaxError, RecursionError, MemoryError)
+
+
+class Native:
+    """Reads answers (`decode`, `executable`) and writes tools as servers take them (`schemas`)."""
+
+    def __init__(self) -> None:
+        _stub_vendors()
+        from bfcl_eval.constants.enums import ModelStyle
+        from bfcl_eval.constants.type_mappings import GORILLA_TO_OPENAPI
+        from bfcl_eval.model_handler.local_inference.qwen_fc import QwenFCHandler
+        from bfcl_eval.model_handler.utils import convert_to_function_call, convert_to_tool
+
+        self._qwen = object.__new__(QwenFCHandler)  # its constructor wants a server
+        self._source = convert_to_function_call
+        self._convert, self._style, self._types = convert_to_tool, ModelStyle.OPENAI_COMPLETIONS, GORILLA_TO_OPENAPI
+
+    def schemas(self, functions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The functions as OpenAI tools, by the official conversion: JSON types, no dots in names."""
+        return self._convert(functions, self._types, self._style)
+
+    def decode(self, text: str) -> decoding.Decoded:
+        """Read the calls of one answer. Never raises, whatever the text."""
+        decoded = decoding.Decoded(capped=len(text) > decoding.TEXT_CAP)
+        try:
+            for name, parameters in self._calls(text):
+                decoded.calls.append({name: parameters if isinstance(parameters, dict) else None})
+        except _BROKEN:
+            decoded.calls, decoded.unreadable = [], True
+        return decoded
+
+    def _calls(self, text: str) -> list[tuple[str, Any]]:
+        """(name, parameters) of every call; raises what the official handlers would raise, and for names that are
+        no text. A text without any sign of a call has none."""
+        text = decoding.clean(text[: decoding.TEXT_CAP]).split("</think>")[-1].lstrip("\n")
+        if "<tool_call>" in text:
+            read = self._qwen.decode_ast(text, None, None)
+            found = [pair for call in read for pair in call.items()]
+            if not found:
+                raise ValueError("a block of calls from which nothing could be read")
+        elif "<|python_tag|>" in text or text.strip()[:1] in ("{", "["):
+            found = [(call["name"], call["parameters"]) for call in _llama(text.replace("<|python_tag|>", ""))]
+        else:
+            return []
+        if not all(isinstance(name, str) for name, _ in found):
+            raise TypeError("a name that is no text")
+        return decoding.clean([list(call) for call in found])
+
+
+def _llama(text: str) -> list[Any]:
+    if ";" in text:
+        return [json.loads(part) for part in text.split(";")]
+    value = ast.literal_eval(text.strip())
+    return [value] if isinstance(value, dict) else list(value)
+
+
+def _stub_vendors() -> None:
+    """Names that the handlers' modules import and that reading an answer never uses: servers, retries, parsers."""
+
+    def decorator(*_: Any, **__: Any) -> Any:
+        return lambda function: function
+
+    handlers = "bfcl_eval.model_handler"
+    retries = ("retry", "retry_if_exception_message", "retry_if_exception_type", "wait_random_exponential")
+    stubs: dict[str, dict[str, Any]] = {
+        "tenacity": dict.fromkeys(retries, decorator),
+        "overrides": {"override": lambda function: function},
+        f"{handlers}.parser.java_parser": {"parse_java_function_call": None},
+        f"{handlers}.parser.js_parser": {"parse_javascript_function_call": None},
+        f"{handlers}.local_inference.base_oss_handler": {"OSSHandler": object},
+    }
+    for name, content in stubs.items():
+        if name not in sys.modules:
+            module = types.ModuleType(name)
+            vars(module).update(content)
+            sys.modules[name] = module
