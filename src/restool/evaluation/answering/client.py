@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 from restool.core.errors import ConfigurationError, EvaluationError
 
@@ -97,8 +98,8 @@ class Client:
             headers=headers,
             timeout=limits,
             connector=aiohttp.TCPConnector(limit=self.endpoint.concurrency),
-            trust_env=self.endpoint.proxies,
         )
+        self._proxy = _proxy(self.endpoint.url) if self.endpoint.proxies else None
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -128,7 +129,7 @@ class Client:
         url, data = self.endpoint.url + route, None if body is None else json.dumps(body).encode()
         try:
             method = "GET" if body is None else "POST"
-            async with self._session.request(method, url, data=data, allow_redirects=False) as reply:
+            async with self._session.request(method, url, data=data, proxy=self._proxy, allow_redirects=False) as reply:
                 content = await _content(reply)
         except TimeoutError as error:
             absent = isinstance(error, aiohttp.ConnectionTimeoutError)
@@ -210,6 +211,13 @@ def unanswered(endpoint: Endpoint, error: Exception) -> EvaluationError:
     if isinstance(error, Refusal):
         return EvaluationError(f"{endpoint.url}: {error}; --endpoint takes an OpenAI-compatible address (…/v1)")
     return EvaluationError(f"{endpoint.url} does not answer ({error}); start the server, then run the same command")
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for ``url``. Looked up once: aiohttp's own way asks for every request,
+    in another thread, and reads ~/.netrc besides."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 async def _content(reply: Any) -> bytes:

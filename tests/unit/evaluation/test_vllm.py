@@ -1,0 +1,222 @@
+"""vLLM's life and death with a stand-in that has its command line; and (slow) the real one on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from restool import files
+from restool.core.errors import ModelError, ToolEnvironmentError
+from restool.evaluation import answering, api_bank, bfcl
+from restool.evaluation.answering import GeneratedAnswer, LocalModel, Prompt, answer, vllm
+from restool.experiments import compose_run
+from restool.settings import DecodingSettings, TinyArchitecture
+
+ROOT = Path(__file__).parents[3]
+DECODING = DecodingSettings(max_new_tokens=6, temperature=0.0, max_model_tokens=80, batch_tokens=120)
+STAND_IN = """
+import argparse, json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+parser = argparse.ArgumentParser()
+for name in ("model", "served-model-name", "host", "dtype", "max-model-len", "max-num-seqs", "generation-config"):
+    parser.add_argument(f"--{name}", required=True)
+parser.add_argument("--port", type=int, required=True)
+for name in ("disable-uvicorn-access-log", "enforce-eager"):
+    parser.add_argument(f"--{name}", action="store_true", required=True)
+options = parser.parse_args()
+if options.dtype == "bfloat16":
+    print("ValueError: this stand-in knows no bfloat16")
+    sys.exit(1)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send({"data": [{"id": options.served_model_name}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = json.dumps([sum(body["prompt"]), body["max_tokens"], body["skip_special_tokens"]])
+        choice = {"text": text, "finish_reason": "length"}
+        self.send({"choices": [choice], "usage": {"completion_tokens": body["max_tokens"]}})
+
+    def send(self, content):
+        data = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+ThreadingHTTPServer((options.host, options.port), Handler).serve_forever()
+"""
+
+
+def _save_tiny(path: Path, layers: int, vocabulary: int, texts: list[str]) -> Path:
+    from restool.models import loading, tiny
+
+    values = yaml.safe_load((ROOT / "configs/model/tiny.yaml").read_text())["tiny"]
+    arch = TinyArchitecture(**(values | {"layers": layers, "vocabulary": vocabulary}))
+    tokenizer = tiny.train_tokenizer(texts, arch.vocabulary)
+    loading.save(tiny.build_tiny(arch, tokenizer), tokenizer, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return _save_tiny(tmp_path_factory.mktemp("models") / "tiny", 1, 400, ["You are a tool. please help"])
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch) -> vllm.Installation:
+    module = tmp_path / "site" / "vllm" / "entrypoints" / "openai" / "api_server.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(STAND_IN)
+    variables = vllm._variables
+    monkeypatch.setattr(vllm, "_variables", lambda device: variables(device) | {"PYTHONPATH": str(tmp_path / "site")})
+    return vllm.Installation(Path(sys.executable), "0", "cpu")
+
+
+def _model(folder: Path, found: vllm.Installation, log: Path, dtype: str = "float32") -> vllm.VllmModel:
+    return vllm.VllmModel(str(folder), found, dtype, None, log, lambda line: None)
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def test_prompts_are_our_samplers_and_the_server_ends_with_the_evaluation(folder, stand_in, tmp_path):
+    from restool.models import chat, loading
+
+    prompts = [Prompt.of("You are a tool.", "please " * n) for n in (1, 5, 60, 200)]
+    model = _model(folder, stand_in, tmp_path / "vllm.log")
+    found = answer(model, prompts, DECODING, 0)
+    process = model._server._process.pid
+    assert found == answer(model, prompts, DECODING, 0)
+    assert model._server._process.pid == process  # one start for everything
+    tokenizer = loading.load_tokenizer(folder)
+    lengths = []
+    for ids, got in zip(chat.dialogue_ids(tokenizer, [(p.messages, ()) for p in prompts]), found, strict=True):
+        room = min(6, 80 - len(ids))
+        lengths.append(room)
+        text = json.dumps([sum(ids), room, False])
+        assert got == (GeneratedAnswer(text, room, False) if room > 0 else GeneratedAnswer("", 0, False, True))
+    assert lengths[0] == 6
+    assert lengths[-1] < 0
+    assert _is_there(process)
+    model.close()
+    assert not _is_there(process)
+
+
+def test_a_server_that_does_not_start_says_why(folder, stand_in, tmp_path):
+    model = _model(folder, stand_in, tmp_path / "vllm.log", dtype="bfloat16")
+    with pytest.raises(ModelError, match="this stand-in knows no bfloat16"):
+        answer(model, [Prompt.of("", "please")], DECODING, 0)
+
+
+def test_the_server_dies_with_a_killed_evaluation(folder, stand_in, tmp_path):
+    program = f"""
+import sys, time
+from pathlib import Path
+from restool.evaluation.answering import vllm
+variables = vllm._variables
+vllm._variables = lambda device: variables(device) | {{"PYTHONPATH": {str(tmp_path / "site")!r}}}
+server = vllm.Server(vllm.Installation(Path(sys.executable), "0", "cpu"), "m", "float32", 80, Path("log"))
+server.wait(lambda line: None)
+print(server._process.pid, flush=True)
+time.sleep(60)
+"""
+    killed = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    server = int(killed.stdout.readline())
+    assert _is_there(server)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    deadline = time.monotonic() + 20
+    while _is_there(server) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_there(server)
+
+
+def test_without_vllm_the_error_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESTOOL_ENVS", str(tmp_path))
+    with pytest.raises(ToolEnvironmentError, match="restool env build verl-cpu, or --engine transformers"):
+        vllm.required("cpu")
+    settings = compose_run([])
+    source = answering.Source(checkpoint="somewhere/model", engine="auto")
+    assert isinstance(source.open(settings, tmp_path / "log", print), LocalModel)
+    assert not any(name == "vllm" or name.startswith("vllm.") for name in sys.modules)
+
+
+# --- the real one ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real() -> vllm.Installation:
+    found = vllm.find("cpu")
+    if found is None:
+        pytest.skip("the environment verl-cpu is not built")
+    return found
+
+
+@pytest.mark.slow
+def test_vllm_on_a_cpu_answers_as_our_sampler_does(real, tmp_path, bfcl_data):
+    """API-Bank and BFCL over HTTP, greedily. Rounding may part the two where two tokens are all but equally
+    likely; most answers must be equal to the last character."""
+    settings = compose_run(["eval.api_bank.max_new_tokens=32", "eval.bfcl.max_new_tokens=32", "eval.bfcl_limit=4"])
+    settings = settings.model_copy(
+        update={"eval": settings.eval.model_copy(update={"bfcl_categories": ["simple_python", "live_relevance"]})}
+    )
+    samples = _samples()[::75]
+    skeleton = "Tools:\n{{TOOLS}}\n"
+    files.write_json(tmp_path / "prepared" / "manifest.json", {"skeleton": skeleton})
+    folder = _save_tiny(tmp_path / "model", 2, 700, [s.system + s.user for s in samples])
+    questions = [answering.Question.of(s.id, s.system, s.user) for s in samples]
+
+    def evaluated(model: answering.Answerer, out: Path) -> dict[str, str]:
+        report = print
+        found = answering.collect(model, questions, settings.eval.api_bank, 0, out / "api.jsonl", report=report)
+        assert len([api_bank.item(s, found[s.id]) for s in samples]) == len(samples) == 8
+        summary = bfcl.evaluate(model, tmp_path / "prepared", out, settings, report=report)
+        assert summary["categories"]["simple_python"]["n"] == 4
+        rows = files.read_json_lines(out / "answers.jsonl")
+        return {row["id"]: row["text"] for row in rows} | {name: a.text for name, a in found.items()}
+
+    model = _model(folder, real, tmp_path / "vllm.log")
+    try:
+        served = evaluated(model, tmp_path / "vllm")
+        process = model._server._process.pid
+    finally:
+        model.close()
+    assert not _is_there(process)
+    own = evaluated(LocalModel(folder, "cpu", "float32"), tmp_path / "own")
+    equal = [name for name in own if own[name] == served[name]]
+    print(f"{len(equal)} of {len(own)} greedy answers are identical")
+    assert own.keys() == served.keys()
+    assert len(own) == 16
+    assert len(equal) >= 12
+
+
+def _samples() -> list[api_bank.Sample]:
+    from restool.data import api_bank as data
+
+    root = Path(os.environ.get("RESTOOL_MIRROR") or ROOT.parent / "shared" / "data")
+    if not (root / "api_bank").is_dir():
+        pytest.skip("API-Bank is not here (RESTOOL_MIRROR)")
+    rows = data.load_samples(root / "api_bank")
+    return [api_bank.Sample(r["id"], r["id"].rpartition("/")[0], r["system"], r["user"], r["gold"]) for r in rows]
