@@ -73,6 +73,7 @@ def answer_batch(
         reward_B=torch.tensor([s.total for s in scores]),
         format_B=torch.tensor([s.format for s in scores]),
         correctness_B=torch.tensor([s.correctness for s in scores]),
+        length_B=torch.tensor([s.length for s in scores]),
         logprob_BT=logprob_BT,
         entropy_BT=entropy_BT,
         step=reference_step(step, settings),
@@ -92,6 +93,7 @@ def metrics(batch: AnswerBatch, exact: Sequence[bool], weight_BT: Tensor) -> dic
         "reward/total": float(batch.reward_B.mean()),
         "reward/format": float(batch.format_B.mean()),
         "reward/correctness": float(batch.correctness_B.mean()),
+        "reward/length": float(batch.length_B.mean()),
         "reward/exact": sum(exact) / len(exact),
         "signal/groups": float((spread_G.sum(0) > 0).float().mean()),
         "entropy/mean": float(batch.entropy_BT[batch.mask_BT].mean()),
@@ -145,6 +147,7 @@ def _shown_answer(
         "reward": float(batch.reward_B[b]),
         "format": float(batch.format_B[b]),
         "correctness": float(batch.correctness_B[b]),
+        "length": float(batch.length_B[b]),
         "advantage": float(advantage_BT[b, :length].mean()),
         "ground_truth": row.ground_truth,
     }

@@ -27,6 +27,7 @@ class AnswerBatch:
     reward_B: Tensor | None = None  # total
     format_B: Tensor | None = None
     correctness_B: Tensor | None = None
+    length_B: Tensor | None = None  # the length score (0 without the switch WITHLENGTH)
     logprob_BT: Tensor | None = None  # float32, of the policy that sampled
     entropy_BT: Tensor | None = None  # nats, of the distribution sampled from
     step: float = 0.0  # reference step (`schedules.clock`)
@@ -45,8 +46,8 @@ class AnswerBatch:
             "texts": [self.texts[row] for row in picked],
             "offsets": [self.offsets[row] for row in picked],
         }
-        per_answer = ("mask_BT", "region_BT", "group_B", "reward_B", "format_B", "correctness_B", "logprob_BT")
-        for name in (*per_answer, "entropy_BT"):
+        per_answer = ("mask_BT", "region_BT", "group_B", "reward_B", "format_B", "correctness_B", "length_B")
+        for name in (*per_answer, "logprob_BT", "entropy_BT"):
             value = getattr(self, name)
             if isinstance(value, torch.Tensor):
                 changes[name] = value[rows]

@@ -10,6 +10,7 @@ from small_runs import begin, settings
 from torch.nn import functional
 
 from restool import algorithms
+from restool.backends import answers as backend_answers
 from restool.backends.local.rl import Learner, _Tally
 from restool.backends.local.rollouts import Collector, Rollouts, Sampled
 from restool.backends.local.session import Session
@@ -198,6 +199,15 @@ def test_sampler_log_probabilities_are_those_of_the_update(imitator, prepared, t
         scored = learner._policy(trees)
         old_BT = answers.batch.logprob_BT[scored.rows_B, : scored.logprob_BT.shape[1]]
         assert torch.allclose(scored.logprob_BT, old_BT, atol=1e-4)
+
+
+def test_every_part_of_the_reward_is_logged(imitator, prepared, tmp_path):
+    _, collector, learner = parts(tmp_path / "a", prepared, imitator, "method=grpo", "reward=toolrl_length")
+    answers, _ = rollouts_of_labels(collector, learner)
+    found = backend_answers.metrics(answers.batch, answers.exact, learner.weights(answers))
+    assert found["reward/length"] > 0
+    three = found["reward/format"] + found["reward/correctness"] + found["reward/length"]
+    assert found["reward/total"] == pytest.approx(three, abs=1e-5)
 
 
 def test_a_run_logs_every_step_and_shows_answers(trained, imitator, prepared, tmp_path):
