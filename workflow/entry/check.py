@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     failed = [name for name, command in _checks() if _call(*command)]
     for name, selection in _tests(every):
         print(f"== tests: {name}", flush=True)
-        if _call("pytest", "-q", "-m", selection, *SIDE_BY_SIDE.get(name, [])) not in (0, NO_TESTS):
+        if _call("pytest", *QUIETLY, "-m", selection, *SIDE_BY_SIDE.get(name, [])) not in (0, NO_TESTS):
             failed.append(f"tests ({name})")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr, flush=True)
@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
 
 
 NO_TESTS = 5
+QUIETLY = ["-q", "--durations=12", "--durations-min=2"]  # the slowest are named: what all wait for
 SIDE_BY_SIDE = {"fast": ["-n", "2"], "end to end": ["-n", "2", "--dist", "loadgroup"]}
 
 
