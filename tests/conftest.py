@@ -103,7 +103,7 @@ def clone(tmp_path: Path) -> Clone:
     return copy_repository(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished_clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which the experiment `test` has run undisturbed, from the data to the report."""
     clone = copy_repository(tmp_path_factory.mktemp("finished"))

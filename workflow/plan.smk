@@ -43,6 +43,9 @@ def entry(name):
 def begin():
     """One call at a time in one folder, and nothing left running of one that was killed."""
     try:
+        if cluster.is_used(sys.argv) and (more := cluster.status_flags(sys.argv)):
+            print("restool: this cluster keeps no accounts: asking squeue how jobs are doing", flush=True)
+            os.execv(sys.executable, [sys.executable, *sys.argv, *more])
         lock.enter(LOCK, shlex.join(["snakemake", *sys.argv[1:]]))
         lock.clear_stale(Path.cwd())
         cluster.stop_leftovers(Path.cwd())

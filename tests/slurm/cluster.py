@@ -1,0 +1,229 @@
+"""A real Slurm on this machine for the tests: one controller, two nodes with two fake GPUs each, no accounting.
+
+    python tests/slurm/cluster.py up | down        (root, Debian: apt-get install slurmctld slurmd slurm-client munge)
+
+Debian's slurmd may run several times on one host. The configuration lies in /etc/slurm, because the jobs of Snakemake's
+plugin drop SLURM_CONF; a configuration there that is not ours is left alone. Every call of a client has a time limit:
+without a controller they hang for minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+FOLDER = Path("/etc/slurm")
+STATE = FOLDER / "restool-tests"
+MARK = "# written by restool's tests"
+PROGRAMS = ["slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "munged"]
+NODES = ["n1", "n2"]
+GPUS, CPUS, MEMORY_MB = 2, 4, 6000
+PORT = 16817
+
+
+def missing() -> str | None:
+    """Why no cluster can be started here, or None."""
+    lacking = [name for name in PROGRAMS if _program(name) is None]
+    if lacking:
+        return f"Slurm is not installed ({', '.join(lacking)}): apt-get install slurmctld slurmd slurm-client munge"
+    if os.geteuid() != 0:
+        return "starting a Slurm needs root"
+    if (FOLDER / "slurm.conf").exists() and MARK not in (FOLDER / "slurm.conf").read_text():
+        return f"{FOLDER}/slurm.conf belongs to another Slurm"
+    return None
+
+
+def up() -> None:
+    """Start the cluster afresh and wait until both nodes are idle."""
+    down()
+    _write_files()
+    munge = [f"--{name}={STATE}/munge/{value}" for name, value in MUNGE.items()]
+    _run(_program("munged"), "--force", *munge)
+    start_controller()
+    for node in NODES:
+        start_node(node)
+    wait_for(lambda: set(ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()) == set(NODES), "idle nodes")
+
+
+def down() -> None:
+    """Stop every daemon by its pid file, with the jobs that it runs, and remove what was written."""
+    if STATE.exists():
+        if (STATE / "ctld.pid").exists():
+            with contextlib.suppress(subprocess.SubprocessError):
+                ask("scancel", "--user=root")
+                time.sleep(1)
+        for file in sorted(STATE.glob("*.pid"), reverse=True):
+            stop(file)
+        stop(STATE / "munge" / "pid")
+        shutil.rmtree(STATE, ignore_errors=True)
+    for name in ("slurm.conf", "gres.conf"):
+        path = FOLDER / name
+        if path.exists() and MARK in path.read_text():
+            path.unlink()
+
+
+def start_controller() -> None:
+    _run(_program("slurmctld"))
+
+
+def stop_controller() -> None:
+    stop(STATE / "ctld.pid")
+
+
+def start_node(name: str) -> None:
+    _run(_program("slurmd"), "-N", name)
+
+
+def kill_node(name: str) -> None:
+    """As if its power had gone: the daemon and all that runs in its jobs."""
+    stop(STATE / f"slurmd.{name}.pid", signal.SIGKILL)
+    for pid in _steps_of(name):
+        _kill(pid, signal.SIGKILL)
+    ask("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=test")
+
+
+def revive_node(name: str) -> None:
+    start_node(name)
+    ask("scontrol", "update", f"NodeName={name}", "State=RESUME")
+
+
+def ask(*command: str) -> str:
+    """What a client says; a minute at most."""
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def jobs() -> list[str]:
+    """``id|name|state|node|comment`` of every job that is not over."""
+    return ask("squeue", "-h", "-o", "%i|%j|%T|%N|%k", "-t", "PENDING,RUNNING,COMPLETING").splitlines()
+
+
+def wait_for(condition, what: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(subprocess.SubprocessError):
+            if condition():
+                return
+        assert time.monotonic() < deadline, f"no {what} after {seconds} s"
+        time.sleep(0.2)
+
+
+def stop(pid_file: Path, kind: signal.Signals = signal.SIGTERM) -> None:
+    """End the daemon that wrote the file and wait until it is gone."""
+    if not pid_file.exists():
+        return
+    pid = int(pid_file.read_text())
+    _kill(pid, kind)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists():
+        if time.monotonic() > deadline:
+            _kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    pid_file.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------------ parts
+
+MUNGE = {"key-file": "key", "socket": "sock", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+CONFIGURATION = """{mark}
+ClusterName=restool
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmctldPort={port}
+SlurmctldPidFile={state}/ctld.pid
+SlurmdPidFile={state}/slurmd.%n.pid
+SlurmdSpoolDir={state}/spool/%n
+StateSaveLocation={state}/saved
+SlurmctldLogFile={state}/ctld.log
+SlurmdLogFile={state}/slurmd.%n.log
+AuthType=auth/munge
+AuthInfo=socket={state}/munge/sock
+CredType=cred/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
+AccountingStorageType=accounting_storage/none
+SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0
+KillWait=2
+OverTimeLimit=0
+MinJobAge=86400
+SlurmdTimeout=30
+ReturnToService=2
+GresTypes=gpu
+SlurmdParameters=config_overrides
+"""
+
+
+def _write_files() -> None:
+    for folder in ("munge", "saved", *(f"spool/{node}" for node in NODES)):
+        (STATE / folder).mkdir(parents=True, exist_ok=True)
+    STATE.chmod(0o755)
+    (STATE / "munge").chmod(0o711)
+    key = STATE / "munge" / "key"
+    key.touch(0o600)
+    key.write_bytes(secrets.token_bytes(1024))
+    host = socket.gethostname()
+    lines = [CONFIGURATION.format(mark=MARK, host=host, port=PORT, state=STATE)]
+    devices = [MARK]
+    for number, node in enumerate(NODES, 1):
+        place = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={PORT + number}"
+        size = f"CPUs={CPUS} RealMemory={MEMORY_MB} Gres=gpu:h200:{GPUS}"
+        lines.append(f"NodeName={node} {place} {size} State=UNKNOWN")
+        for device in range(GPUS):  # only a character device makes Slurm set CUDA_VISIBLE_DEVICES
+            os.mknod(STATE / f"{node}-gpu{device}", 0o020666, os.makedev(1, 3))
+        devices.append(f"NodeName={node} Name=gpu Type=h200 File={STATE}/{node}-gpu[0-{GPUS - 1}]")
+    lines.append(f"PartitionName=cpus Nodes={','.join(NODES)} Default=YES MaxTime=600 State=UP")
+    lines.append(f"PartitionName=gpus Nodes={','.join(NODES)} MaxTime=600 State=UP")
+    (FOLDER / "gres.conf").write_text("\n".join(devices) + "\n")
+    (FOLDER / "slurm.conf").write_text("\n".join(lines) + "\n")
+
+
+def _steps_of(node: str) -> list[int]:
+    """slurmstepd processes of a node, and all that they started."""
+    parents: dict[int, list[int]] = {}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            name, rest = (folder / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+            parents.setdefault(int(rest.split()[1]), []).append(int(folder.name))
+            environ = (folder / "environ").read_bytes()
+            works_for = f"SLURMD_NODENAME={node}".encode() in environ.split(b"\0")
+            if works_for or (name == "slurmstepd" and str(STATE / "spool" / node) in os.readlink(folder / "cwd")):
+                found.append(int(folder.name))
+    for pid in found:  # grows as it goes
+        found += [child for child in parents.get(pid, []) if child not in found]
+    return found
+
+
+def _program(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def _kill(pid: int, kind: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, kind)
+
+
+if __name__ == "__main__":
+    if problem := missing():
+        sys.exit(problem)
+    {"up": up, "down": down}[sys.argv[1]]()
