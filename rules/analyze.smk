@@ -11,13 +11,9 @@ rule variance:
     benchmark:
         f"{TIMES}/variance.tsv"
     priority: 20
+    threads: threads(measuring)
     resources:
-        mem_mb=memory(4000),
-        runtime=minutes(120),
-        gpu=one_gpu,
-        gpu_model=gpu_model(one_gpu),
-        slurm_partition=partition(one_gpu),
-        slurm_account=account,
+        **asks(measuring),
     params:
         plan=PLAN,
         settings=plan.variance,
@@ -47,10 +43,7 @@ rule analyze:
     benchmark:
         f"{TIMES}/analyze.tsv"
     resources:
-        mem_mb=memory(4000),
-        runtime=minutes(60),
-        slurm_partition=site.partition or "",
-        slurm_account=account,
+        **asks(always(4000, 60)),
     params:
         plan=PLAN,
         code=source_hash("analysis"),

@@ -17,8 +17,7 @@ rule prepare:
         f"{TIMES}/prepare/{{prepared}}.tsv"
     priority: 100
     resources:
-        mem_mb=memory(3000),
-        runtime=minutes(60),
+        **asks(always(3000, 60)),
     params:
         plan=PLAN,
     message:

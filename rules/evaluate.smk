@@ -13,13 +13,9 @@ rule evaluate:
         f"{LOGS}/evaluate/{{run}}.{{benchmark}}.log",
     benchmark:
         f"{TIMES}/evaluate/{{run}}.{{benchmark}}.tsv"
+    threads: threads(evaluating)
     resources:
-        mem_mb=memory(lambda run: run.resources["mem_mb"]),
-        runtime=minutes_of_benchmark,
-        gpu=evaluation_gpu,
-        gpu_model=gpu_model(evaluation_gpu),
-        slurm_partition=partition(evaluation_gpu),
-        slurm_account=account,
+        **asks(evaluating),
     params:
         plan=PLAN,
         settings=lambda wildcards: evaluation_hash(wildcards.run),

@@ -15,7 +15,7 @@ rule report:
     benchmark:
         f"{TIMES}/report.tsv"
     resources:
-        mem_mb=memory(2000),
+        **asks(always(2000, 30)),
     params:
         plan=PLAN,
         code=source_hash("analysis"),

@@ -17,7 +17,7 @@ rule track:
     benchmark:
         f"{TIMES}/track.tsv"
     resources:
-        mem_mb=memory(2000),
+        **asks(always(2000, 30)),
     params:
         plan=PLAN,
         code=source_hash("tracking.py"),

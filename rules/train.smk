@@ -16,15 +16,9 @@ rule train:
     benchmark:
         f"{TIMES}/train/{{run}}.tsv"
     priority: 50
-    threads: lambda wildcards: plan.run(wildcards.run).resources["threads"]
+    threads: threads(training)
     resources:
-        mem_mb=memory(lambda run: run.resources["mem_mb"]),
-        runtime=minutes(lambda run: run.resources["runtime"]),
-        cpus_per_task=lambda wildcards: plan.run(wildcards.run).resources["threads"],
-        gpu=gpus,
-        gpu_model=gpu_model(gpus),
-        slurm_partition=partition(gpus),
-        slurm_account=account,
+        **asks(training),
     params:
         plan=PLAN,
         config_hash=lambda wildcards: plan.run(wildcards.run).config_hash,

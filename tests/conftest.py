@@ -107,7 +107,7 @@ def clone(tmp_path: Path) -> Clone:
 def finished_clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which the experiment `test` has run undisturbed, from the data to the report."""
     clone = copy_repository(tmp_path_factory.mktemp("finished"))
-    done = clone.call(*clone.reproduce("test"), timeout=500)
+    done = clone.call(*clone.reproduce("test"), timeout=1200)
     assert done.status == 0, done.output
     clone.write("output.txt", done.output)
     return clone

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from restool import environments, files, integrity
+from restool import costs, environments, files, integrity
 from restool.core.errors import RestoolError
 from restool.evaluation import benchmarks
 from restool.experiments import load_plan, read_plan
@@ -182,64 +182,49 @@ def captions():
     }
 
 
-# --- what a job asks of the scheduler; memory and time grow with the attempt
+# --- what a job asks of the scheduler: from the model and method of its run; memory and time grow with the attempt
 
 
-def grows(amount, factor):
-    """``amount``: a number, or a function of a planned run."""
-
-    def ask(wildcards, attempt):
-        needed = amount(plan.run(wildcards.run)) if callable(amount) else amount
-        return int(needed * factor * attempt)
-
-    return ask
+def training(wildcards):
+    return plan.run(wildcards.run).resources
 
 
-def memory(megabytes):
-    return grows(megabytes, site.memory_factor)
+def evaluating(wildcards):
+    benchmark = benchmarks.get(wildcards.benchmark)
+    needed = costs.evaluation_resources(
+        plan.run(wildcards.run).config, benchmark.name, asks=benchmark.asks_a_model
+    )
+    return {**needed, "runtime": max(needed["runtime"], benchmark.settings.runtime_minutes)}
 
 
-def minutes(duration):
-    return grows(duration, site.runtime_factor)
+def measuring(wildcards):
+    return costs.variance_resources(plan.variance_subject.config, plan.variance)
 
 
-def gpus(wildcards):
-    """Of the training job of a run."""
-    return plan.run(wildcards.run).resources["gpus"]
+def always(mem_mb, runtime):
+    return lambda wildcards: {"mem_mb": mem_mb, "runtime": runtime, "gpus": 0, "threads": 1}
 
 
-def one_gpu(wildcards):
-    """To answer or measure with a model: one GPU if any run of that model trains on some."""
-    name = plan.run(wildcards.run).config["model"]["name"] if "run" in wildcards.keys() else None
-    return int(any(count for model, count in GPUS_OF_MODEL.items() if name in (None, model)))
+def asks(needs):
+    """Resources of a rule. ``needs``: function of wildcards to what the job needs, one of the above."""
+    return {
+        "mem_mb": lambda wildcards, attempt: int(needs(wildcards)["mem_mb"] * site.memory_factor * attempt),
+        "runtime": lambda wildcards, attempt: int(
+            needs(wildcards)["runtime"] * site.runtime_factor * attempt
+        ),
+        "cpus_per_task": threads(needs),
+        "gpu": lambda wildcards: needs(wildcards)["gpus"],
+        "gpu_model": lambda wildcards: (site.gpu_model or "") if needs(wildcards)["gpus"] else "",
+        "nodes": lambda wildcards: costs.nodes(needs(wildcards)["gpus"], site.gpus_per_node),
+        "slurm_partition": lambda wildcards: (
+            (site.gpu_partition if needs(wildcards)["gpus"] else site.partition) or ""
+        ),
+        "slurm_account": site.account or "",
+    }
 
 
-def evaluation_gpu(wildcards):
-    """Only for a benchmark that asks the model."""
-    return one_gpu(wildcards) if benchmarks.get(wildcards.benchmark).asks_a_model else 0
-
-
-def minutes_of_benchmark(wildcards, attempt):
-    return minutes(benchmarks.get(wildcards.benchmark).settings.runtime_minutes)(wildcards, attempt)
-
-
-def gpu_model(count):
-    """``count``: function of wildcards, one of the two above."""
-    return lambda wildcards: (site.gpu_model or "") if count(wildcards) else ""
-
-
-def partition(count):
-    return lambda wildcards: (site.gpu_partition if count(wildcards) else site.partition) or ""
-
-
-GPUS_OF_MODEL = {}
-for run in plan.runs:
-    model = run.config["model"]["name"]
-    GPUS_OF_MODEL[model] = max(GPUS_OF_MODEL.get(model, 0), run.resources["gpus"])
-
-
-def account(wildcards):
-    return site.account or ""
+def threads(needs):
+    return lambda wildcards: needs(wildcards)["threads"]
 
 
 def closing_lines():

@@ -414,36 +414,36 @@ def show_plan(
     results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
     write: Annotated[bool, typer.Option("--write", help="also write results/<experiment>/plan.json")] = False,
+    gpus: Annotated[int | None, typer.Option(help="GPUs that there are, for the wall time", min=0)] = None,
+    cores: Annotated[int | None, typer.Option(help="CPU cores that there are, for the wall time", min=1)] = None,
 ) -> None:
     """Jobs, hours, memory and disk that an experiment takes, each figure with its basis."""
     from restool import planning
     from restool.experiments import load_plan
 
-    total = planning.summary(load_plan(experiment, overrides or [], results, write=write))
+    total = planning.summary(load_plan(experiment, overrides or [], results, write=write), gpus, cores)
     if as_json:
         print(json.dumps(total, indent=2))
         return
     console = _console()
     console.print(f"[bold]{total['experiment']}[/]: {total['title']}")
-    table = Table("run", "kind", "GPUs", "hours", "basis", "memory GB", "disk GB", "done")
-    for e in total["estimates"]:
-        table.add_row(
-            e["run"],
-            e["kind"],
-            str(e["gpus"]),
-            f"{e['hours']:.2f}",
-            e["hours_basis"],
-            f"{e['memory_gb']:.1f}",
-            f"{e['disk_gb']:.2f}",
-            "yes" if e["done"] else "",
-        )
+    table = Table("job", "model", "jobs", "done", "GPUs each", "hours each", "GPU-hours left", "basis", "memory GB")
+    for row in total["kinds"]:
+        counts = [str(row[key]) for key in ("jobs", "done", "gpus")]
+        sums = [f"{row['hours_each']:.2f}", f"{row['gpu_hours']:.1f}", row["basis"], f"{row['memory_gb']:.0f}"]
+        table.add_row(row["kind"], row["model"], *counts, *sums)
     console.print(table)
-    console.print("jobs: " + ", ".join(f"{count} x {kind}" for kind, count in total["jobs"].items()))
     console.print(
-        f"still to do: {total['runs'] - total['runs_done']} of {total['runs']} runs, {total['gpu_hours']} GPU-hours, "
+        f"still to do: {sum(total['jobs'].values()) - total['jobs_done']} of {sum(total['jobs'].values())} jobs "
+        f"({total['runs'] - total['runs_done']} of {total['runs']} runs), {total['gpu_hours']} GPU-hours, "
         f"{total['cpu_hours']} CPU-hours, {total['disk_gb']} GB on disk, at most {total['peak_memory_gb']} GB of "
         f"memory ({', '.join(total['basis']) or 'nothing to do'})"
     )
+    if gpus is not None or cores is not None:
+        given = f"{gpus or 0} GPUs, {cores or 'any number of'} cores"
+        needs = f"not possible: one job needs {total['most_gpus']} GPUs"
+        wall = needs if total["wall_hours"] is None else f"{total['wall_hours']} hours with nobody else on them"
+        console.print(f"wall time on {given}: {wall}")
     for excluded in total["excluded"]:
         console.print(f"left out: {excluded['method']} ({excluded['reason']})")
 
@@ -456,10 +456,10 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """What this machine lacks for an experiment, and what mends it. Exit status 1 if something is missing."""
-    from restool import planning
+    from restool import doctor as doctors
     from restool.experiments import load_plan
 
-    checks = planning.doctor(load_plan(experiment, overrides or [], results, write=False))
+    checks = doctors.checks(load_plan(experiment, overrides or [], results, write=False))
     if as_json:
         print(json.dumps([{"what": w, "ok": ok, "detail": d} for w, ok, d in checks], indent=2))
     else:

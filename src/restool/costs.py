@@ -18,6 +18,12 @@ TINY_PARAMETERS = 5e6  # below this a model trains on a CPU
 ASSUMED_TOKENS_PER_SECOND = 9000.0
 ASSUMED_ANSWER_TOKENS = 400
 ASSUMED_PROMPT_TOKENS = 900
+# Items of a benchmark, for planning: BFCL by category, a multi-turn item in exchanges; two answers a held-out row.
+ASSUMED_ITEMS = {"api-bank": 597, "held-out": 1000}
+ASSUMED_ITEMS_ELSEWHERE = 1000
+ASSUMED_BFCL_ITEMS = {"single": 280, "multi_turn": 200 * 10}
+ASSUMED_TINY_SECONDS = {"sft": 200, "rl": 60, "none": 5, "evaluate": 30, "variance": 60}
+TIME_MARGIN = 2  # what a scheduler is asked for, over what is assumed
 
 
 def resources(config: dict[str, Any], kind: str) -> dict[str, int]:
@@ -28,10 +34,66 @@ def resources(config: dict[str, Any], kind: str) -> dict[str, int]:
         return {"mem_mb": 3000, "runtime": 60, "gpus": 0, "threads": threads}
     return {
         "mem_mb": int(8000 + 6 * parameters / 1e6),
-        "runtime": math.ceil(60 * assumed_hours(config, kind) * 2) + 30,
+        "runtime": math.ceil(60 * assumed_hours(config, kind) * TIME_MARGIN) + 30,
         "gpus": 0 if kind == "none" else gpus(parameters),
         "threads": max(threads, 8),
     }
+
+
+def evaluation_resources(config: dict[str, Any], benchmark: str, *, asks: bool) -> dict[str, int]:
+    """What a benchmark takes: the model's weights in memory once, on as few GPUs as hold them.
+
+    ``asks``: whether it asks the model, rather than scoring answers that are there.
+    """
+    parameters = float(config["model"]["parameters"])
+    if not asks:
+        return {"mem_mb": 2000, "runtime": 60, "gpus": 0, "threads": 1}
+    if parameters <= TINY_PARAMETERS:
+        return {"mem_mb": 3000, "runtime": 60, "gpus": 0, "threads": 1}
+    runtime = math.ceil(60 * evaluation_hours(config, benchmark) * TIME_MARGIN) + 60
+    return {**_inference(parameters), "runtime": runtime}
+
+
+def variance_resources(config: dict[str, Any], variance: dict[str, Any]) -> dict[str, int]:
+    """What the gradient variance takes at the model of ``config``: one gradient an answer and weighting."""
+    parameters = float(config["model"]["parameters"])
+    if parameters <= TINY_PARAMETERS:
+        return {"mem_mb": 4000, "runtime": 120, "gpus": 0, "threads": 1}
+    needed = _inference(2 * parameters)  # weights and one gradient
+    return {**needed, "runtime": math.ceil(60 * variance_hours(config, variance) * TIME_MARGIN) + 60}
+
+
+def nodes(gpus: int, gpus_per_node: int) -> int:
+    """As few machines as hold so many GPUs; one for a job without any."""
+    return max(1, math.ceil(gpus / gpus_per_node))
+
+
+def evaluation_hours(config: dict[str, Any], benchmark: str) -> float:
+    """Assumed: every item costs a prompt and an answer of assumed length."""
+    if benchmark == "bfcl":
+        names = config["eval"]["bfcl_categories"]
+        items = sum(ASSUMED_BFCL_ITEMS["multi_turn" if "multi_turn" in name else "single"] for name in names)
+    else:
+        items = ASSUMED_ITEMS.get(benchmark, ASSUMED_ITEMS_ELSEWHERE)
+    return _hours(config, items * (ASSUMED_PROMPT_TOKENS + ASSUMED_ANSWER_TOKENS), 1)
+
+
+def variance_hours(config: dict[str, Any], variance: dict[str, Any]) -> float:
+    """Assumed: ten weightings, each with a backward pass an answer."""
+    answers = variance["prompts"] * variance["samples"]
+    return _hours(config, 10 * answers * (ASSUMED_PROMPT_TOKENS + ASSUMED_ANSWER_TOKENS), 1)
+
+
+def _inference(parameters: float) -> dict[str, int]:
+    devices = 2 ** max(0, math.ceil(math.log2(max(parameters * 2 * 1.4 / 80e9, 1e-9))))
+    return {"mem_mb": int(8000 + 2.5 * parameters / 1e6), "gpus": devices, "threads": 8}
+
+
+def _hours(config: dict[str, Any], tokens: float, devices: int) -> float:
+    billions = float(config["model"]["parameters"]) / 1e9
+    if billions * 1e9 <= TINY_PARAMETERS:
+        return ASSUMED_TINY_SECONDS["evaluate"] / 3600
+    return tokens * billions / (ASSUMED_TOKENS_PER_SECOND * devices) / 3600
 
 
 def assumed_hours(config: dict[str, Any], kind: str) -> float:
@@ -47,8 +109,7 @@ def assumed_hours(config: dict[str, Any], kind: str) -> float:
         sft = training["sft"]
         demonstrations = sft["steps"] * sft["batch"] if sft["steps"] else sft["epochs"] * 400
         tokens = demonstrations * (ASSUMED_PROMPT_TOKENS + ASSUMED_ANSWER_TOKENS)
-    billions = float(config["model"]["parameters"]) / 1e9
-    return tokens * billions / (ASSUMED_TOKENS_PER_SECOND * gpus(billions * 1e9)) / 3600
+    return _hours(config, tokens, gpus(float(config["model"]["parameters"])))
 
 
 def gpus(parameters: float) -> int:

@@ -324,6 +324,7 @@ class SiteSettings(Settings):
     partition: str | None = Field(None, description="for jobs without a GPU; null: the cluster's default")
     gpu_partition: str | None = Field(None, description="for jobs with GPUs; null: the cluster's default")
     gpu_model: str | None = Field(None, description="GPU type as the cluster names it, e.g. h100; null: any")
+    gpus_per_node: int = Field(8, gt=0, description="a job that needs more GPUs asks for more nodes")
     memory_factor: float = Field(1.0, gt=0, description="multiplies every job's memory")
     runtime_factor: float = Field(1.0, gt=0, description="multiplies every job's time limit")
 
