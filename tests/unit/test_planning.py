@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,17 @@ from restool.experiments import load_plan
 from restool.runs import RunDirectory
 
 
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory):
+    """A results folder whose cache holds the plan."""
+    folder = tmp_path_factory.mktemp("composed")
+    load_plan("test", results=folder, write=False)
+    return folder
+
+
 @pytest.fixture
-def plan(tmp_path):
+def plan(composed, tmp_path):
+    shutil.copytree(composed, tmp_path / "results")
     return load_plan("test", results=tmp_path / "results")
 
 
@@ -50,8 +60,11 @@ def test_a_finished_run_measures_its_other_seeds_also_in_another_experiment(plan
         is_measured = name.startswith("train tiny-grpo")
         assert (job.basis == "measured") == is_measured, name
         assert job.hours == 0.2 or not is_measured
-    other = load_plan("quick", ["training=test"], results=plan.directory.parent)
-    assert not [job for job in planning.jobs(other) if job.basis == "measured"], "its data are others"
+    small = ["experiment.matrix.methods=[grpo]", "experiment.matrix.seeds=[7]", "experiment.name=other"]
+    same = load_plan("test", small, results=plan.directory.parent)
+    assert by_name(same)["train tiny-grpo-fraction-s7"].basis == "measured"
+    longer = load_plan("test", [*small, "training.rl.steps=9"], results=plan.directory.parent)
+    assert by_name(longer)["train tiny-grpo-fraction-s7"].basis == "assumed"
     times = plan.directory / "times/evaluate/tiny-grpo-fraction-s0.held-out.tsv"
     files.write_text(times, "s\th:m:s\tmax_rss\n36.0\t0:00:36\t900\n")
     found = by_name(plan)
@@ -60,7 +73,8 @@ def test_a_finished_run_measures_its_other_seeds_also_in_another_experiment(plan
 
 
 def test_devices_of_the_papers_jobs_follow_from_the_model(tmp_path):
-    total = planning.summary(load_plan("paper", results=tmp_path), gpus=4, cores=64)
+    one = ["experiment.matrix.models=[qwen3_14b]", "experiment.matrix.methods=[grpo]", "experiment.extra=[]"]
+    total = planning.summary(load_plan("paper", one, results=tmp_path), gpus=4, cores=64)
     rows = {(row["kind"], row["model"]): row for row in total["kinds"]}
     assert rows["train rl", "qwen3_14b"]["gpus"] == total["most_gpus"] == 8
     assert rows["evaluate bfcl", "qwen3_14b"]["gpus"] == 1
