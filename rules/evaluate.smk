@@ -19,7 +19,7 @@ rule evaluate:
     params:
         plan=PLAN,
         settings=lambda wildcards: evaluation_hash(wildcards.run),
-        definition=lambda wildcards: benchmarks.definition_hash(wildcards.benchmark),
+        definition=lambda wildcards: definition_of(wildcards.benchmark),
     message:
         "Evaluate {wildcards.run} on {wildcards.benchmark}"
     shell:

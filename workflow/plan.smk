@@ -3,6 +3,7 @@
 No rules here; the rule files use these names. A request that cannot be met ends here, in one line, before any job.
 """
 
+import functools
 import importlib.util
 import os
 import shlex
@@ -91,6 +92,8 @@ except RestoolError as error:
 if workflow.is_main_process:
     make_again(integrity.damaged(plan))
 
+benchmark_of = functools.cache(benchmarks.get)  # one file each, asked for by every job
+
 # Jobs use the `restool` of the environment that Snakemake runs in, activated or not, wherever they land.
 shell.prefix(f'export PATH="{Path(sys.executable).parent}:$PATH"; ')
 
@@ -141,13 +144,13 @@ def environment_of(name):
 
 def checker_of(wildcards):
     """The tool environment that a benchmark needs, if it needs one."""
-    name = benchmarks.get(wildcards.benchmark).settings.environment
+    name = benchmark_of(wildcards.benchmark).settings.environment
     return [environment_of(name)] if name else []
 
 
 def answers_of(wildcards):
     """The evaluation whose answers a benchmark scores, if it asks no model itself."""
-    after = benchmarks.get(wildcards.benchmark).settings.after
+    after = benchmark_of(wildcards.benchmark).settings.after
     return [SUMMARY.format(run=wildcards.run, benchmark=after)] if after else []
 
 
@@ -189,8 +192,14 @@ def training(wildcards):
     return plan.run(wildcards.run).resources
 
 
+@functools.cache
+def definition_of(benchmark):
+    """Changes with the benchmark's file."""
+    return benchmarks.definition_hash(benchmark)
+
+
 def evaluating(wildcards):
-    benchmark = benchmarks.get(wildcards.benchmark)
+    benchmark = benchmark_of(wildcards.benchmark)
     needed = costs.evaluation_resources(
         plan.run(wildcards.run).config, benchmark.name, asks=benchmark.asks_a_model
     )

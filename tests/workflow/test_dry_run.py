@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from restool.costs import resources
+from restool.costs import evaluation_resources, resources
 
 
 def jobs(output: str) -> dict[str, int]:
@@ -168,8 +168,12 @@ def test_slurm_jobs_ask_for_what_the_site_file_and_the_run_say(clone):
     assert "ntasks-per-gpu" not in training
     assert "-A lab" in training
     assert re.search(r"-p '?gpus'?", training)
-    evaluation = next(line for line in submitted if "rule_evaluate_model" in line)
-    assert "--gpus=h100:1" in evaluation
+    evaluation = next(line for line in submitted if "rule_evaluate" in line)
+    base = next(run for run in plan["runs"] if run["id"] == "qwen3_14b-base-none-s0")
+    asked = evaluation_resources(base["config"], "api-bank", asks=True)
+    assert f"--gpus=h100:{asked['gpus']}" in evaluation
+    assert f"--mem {2 * asked['mem_mb']} " in evaluation
+    assert f"--cpus-per-task={asked['threads']}" in evaluation
 
 
 def test_unknown_site_key_is_one_line(clone):
