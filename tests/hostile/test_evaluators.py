@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from restool import environments, files
-from restool.evaluation import answering, api_bank, bfcl, items
+from restool.evaluation import answering, api_bank, items
+from restool.evaluation.bfcl import scoring
 from restool.evaluation.bfcl.checker import Checker, Limits
 from restool.evaluation.bfcl.fenced import decoding
 
@@ -24,7 +27,12 @@ def _environment():
 def _right(checker: Checker) -> bool:
     """Whether the worker still judges a right answer right."""
     text = json.dumps({"name": "calculate_triangle_area", "parameters": {"base": 10, "height": 5, "unit": "units"}})
-    return checker.check("simple_python", "simple_python_0", f"<tool_call>\n{text}\n</tool_call>")["correct"]
+    return _check(checker, "simple_python", "simple_python_0", f"<tool_call>\n{text}\n</tool_call>")["correct"]
+
+
+def _check(checker: Checker, category: str, entry: str, text: str) -> dict:
+    (verdict,) = checker.check(category, [(entry, text)])
+    return verdict
 
 
 def test_no_answer_breaks_the_checker(hostile, tmp_path):
@@ -32,7 +40,7 @@ def test_no_answer_breaks_the_checker(hostile, tmp_path):
         for category in CATEGORIES:
             entry = checker.entries(category)[0]["id"]
             for name, text in hostile.items():
-                verdict = checker.check(category, entry, text)
+                verdict = _check(checker, category, entry, text)
                 if "relevance" not in category:
                     assert verdict["correct"] is False, name
                 files.write_json(tmp_path / "verdict.json", verdict)  # whatever it is, it can be written
@@ -47,7 +55,7 @@ def test_exponential_expression_costs_only_its_own_score():
         function = entry["function"][0]
         given = dict.fromkeys(function["parameters"]["properties"], "[[" + "],[" * 500)
         text = f"<tool_call>\n{json.dumps({'name': function['name'], 'parameters': given})}\n</tool_call>"
-        verdict = checker.check("simple_javascript", entry["id"], text)
+        verdict = _check(checker, "simple_javascript", entry["id"], text)
         assert verdict["failure"] == "time"
         assert verdict["error_type"] == "failure:time"
         assert checker.restarts == 1
@@ -67,7 +75,7 @@ def _array_entry(checker: Checker) -> dict:
 
 def test_a_worker_killed_from_outside_costs_nothing():
     with Checker(["simple_python"]) as checker:
-        checker._process.kill()
+        os.kill(checker.pid, signal.SIGKILL)
         assert _right(checker)
         assert checker.restarts == 1
 
@@ -76,7 +84,7 @@ def test_a_worker_that_used_up_its_processor_time_costs_nothing():
     """Many slow answers in a row must not make the next one pay."""
     with Checker(["simple_python"], limits=Limits(processor_seconds=1, item_seconds=30)) as checker:
         for _ in range(20):
-            verdict = checker.check("simple_python", "simple_python_0", "<tool_call>" + "[1,\n" * 16_000)
+            verdict = _check(checker, "simple_python", "simple_python_0", "<tool_call>" + "[1,\n" * 16_000)
             assert verdict["correct"] is False
             assert verdict["failure"] is None
         assert checker.restarts >= 1
@@ -86,7 +94,7 @@ def test_a_worker_that_used_up_its_processor_time_costs_nothing():
 def test_memory_is_limited():
     with Checker(["simple_python"], limits=Limits(memory_bytes=256 << 20)) as checker:
         assert _right(checker)
-        status = Path(f"/proc/{checker._process.pid}/limits").read_text()
+        status = Path(f"/proc/{checker.pid}/limits").read_text()
         assert str(256 << 20) in status.split("Max address space", 1)[1].splitlines()[0]
 
 
@@ -190,15 +198,11 @@ def test_api_bank_scores_every_answer(hostile, tmp_path):
 def test_whole_run_survives_the_corpus(hostile, tmp_path):
     """Answers in the official layout, one per entry, hostile ones among right ones."""
     with Checker(["irrelevance"]) as checker:
-        entries = {"irrelevance": checker.entries("irrelevance")[: len(hostile)]}
-    found = {
-        "irrelevance": {
-            entry["id"]: answering.GeneratedAnswer(text, 1, True)
-            for entry, text in zip(entries["irrelevance"], hostile.values(), strict=True)
-        }
-    }
-    rows, judged = bfcl.score(entries, found, lambda line: None)
-    summary = bfcl.summarize(rows, judged["sizes"], judged, None)
+        ids = {"irrelevance": [row["id"] for row in checker.entries("irrelevance")][: len(hostile)]}
+        answers = [answering.GeneratedAnswer(text, 1, True) for text in hostile.values()]
+        found = {"irrelevance": dict(zip(ids["irrelevance"], answers, strict=True))}
+        rows, judged = scoring.score(checker, ids, found, lambda line: None)
+    summary = scoring.summarize(rows, judged, None)
     items.write(tmp_path, rows, summary)
     assert len(files.read_json_lines(tmp_path / "items.jsonl")) == len(hostile)
     assert summary["categories"]["irrelevance"]["parse_failures"] > 0

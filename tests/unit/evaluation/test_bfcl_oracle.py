@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from restool.evaluation.bfcl.aggregates import SINGLE_TURN
+from restool.evaluation.bfcl.aggregates import MULTI_TURN, SINGLE_TURN
 from restool.evaluation.bfcl.checker import Checker
 
 UPSTREAM_FAULTS = {
@@ -30,8 +30,7 @@ def verdicts(bfcl_data, bfcl_oracle):
     found = {}
     with Checker(list(SINGLE_TURN)) as checker:
         for category, rows in answers.items():
-            for name, text in rows.items():
-                found[name] = checker.check(category, name, text)
+            found |= zip(rows, checker.check(category, list(rows.items())), strict=True)
     return found
 
 
@@ -40,3 +39,10 @@ def test_oracle_is_right_everywhere_but_in_the_pinned_entries(verdicts):
     wrong = {name: verdict["error_type"] for name, verdict in verdicts.items() if not verdict["correct"]}
     assert wrong == UPSTREAM_FAULTS
     assert not any(verdict["failure"] for verdict in verdicts.values())
+
+
+def test_oracle_is_right_in_every_multi_turn_entry(bfcl_data, bfcl_oracle):
+    with Checker(list(MULTI_TURN)) as checker:
+        verdicts = [v for name in MULTI_TURN for v in checker.judge(name, list(bfcl_oracle(name).items()))]
+    assert [verdict["correct"] for verdict in verdicts] == [True] * 800
+    assert not any(verdict["unreadable"] or verdict["force_quit"] for verdict in verdicts)

@@ -1,12 +1,12 @@
 """BFCL through its official checker, which runs behind walls in an environment of its own.
 
-`evaluate`: the single-turn categories of V3, from a model or from answers that exist. `evaluate_synthetic`: our
-synthetic held-out tasks, written in BFCL's own format, with answers that `held_out.evaluate` has made.
+`evaluate`: the categories of V3, from a model or from answers that exist. `evaluate_synthetic`: our synthetic
+held-out tasks, written in BFCL's own format, with answers that `held_out.evaluate` has made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,17 @@ from restool import environments, files
 from restool.core.errors import ConfigurationError, EvaluationError, nearest
 from restool.data.bfcl_export import content
 from restool.evaluation import answering, contamination, items
-from restool.evaluation.bfcl import aggregates, prompts, results
+from restool.evaluation.bfcl import aggregates, episodes, prompts, results, scoring
 from restool.evaluation.bfcl.checker import Checker
+from restool.evaluation.bfcl.scoring import BENCHMARK
 from restool.evaluation.bfcl.synthetic import evaluate_synthetic
 from restool.evaluation.contamination import Training
-from restool.settings import RunSettings
+from restool.settings import EvaluationSettings, RunSettings
 
 __all__ = ["BENCHMARK", "evaluate", "evaluate_synthetic"]
 
-BENCHMARK = "bfcl"
-
-Entries = dict[str, list[dict[str, Any]]]
-Answers = dict[str, dict[str, answering.GeneratedAnswer]]
+Entries = Mapping[str, Sequence[dict[str, Any]]]
+Report = Callable[[str], None]
 
 
 def evaluate(
@@ -37,13 +36,14 @@ def evaluate(
     answers: Path | None = None,
     allow_missing: bool = False,
     training: Training | None = None,
-    report: Callable[[str], None],
+    report: Report,
 ) -> dict[str, Any]:
     """Answer the categories of ``settings.eval`` with ``model``, or take ``answers``, and score them.
 
-    ``answers``: a folder in BFCL's official result layout; missing, duplicate or unknown ids are an
-    `EvaluationError` (missing ones count as wrong with ``allow_missing``). Writes answers.jsonl, items.jsonl,
-    summary.json and the official layout below ``out``. Needs the ``bfcl`` environment.
+    ``answers``: a folder in BFCL's official result layout. Rows that are missing (no fault, but wrong, with
+    ``allow_missing``), cut off, duplicate, unknown or malformed end in an `EvaluationError` that names them, after
+    the categories without such a fault were scored. Writes answers.jsonl, items.jsonl, summary.json and the
+    official layout below ``out``. Needs the ``bfcl`` environment.
     """
     categories = _checked(settings.eval.bfcl_categories)
     skeleton = files.read_json(prepared / "manifest.json")["skeleton"]
@@ -51,149 +51,107 @@ def evaluate(
         return items.not_run(out, BENCHMARK, "the prepared data has no prompt skeleton in the rlla format")
     environments.python("bfcl")  # before anything expensive
     limit = None if answers else settings.eval.bfcl_limit  # answers that exist are all scored
+    origin = dict.fromkeys(("model", "source", "answers", "decoding", "prompt_template_sha256"))
+    faults: dict[str, str] = {}
     with Checker(categories) as checker:
         entries = {name: checker.entries(name)[:limit] for name in categories}
-        sizes = checker.description["sizes"]
-    if answers:
-        found = _read(answers, entries, allow_missing=allow_missing)
-        origin = {
-            "model": None,
-            "source": None,
-            "answers": str(answers),
-            "decoding": None,
-            "prompt_template_sha256": None,
-        }
-    elif model is not None:
-        found = _answer(model, entries, skeleton, settings, out, report)
-        origin = {
-            "model": model.fingerprint,
-            "source": model.description,
-            "answers": None,
-            "decoding": settings.eval.bfcl.model_dump(),
-            "prompt_template_sha256": prompts.template_hash(skeleton),
-        }
-        results.write(out, {name: {i: a.text for i, a in rows.items()} for name, rows in found.items()})
-    else:
-        raise EvaluationError(f"{BENCHMARK}: give a model or answers")
-    rows, fence = score(entries, found, report)
-    contents = {entry["id"]: content(entry) for listed in entries.values() for entry in listed}
+        ids = {name: [row["id"] for row in rows] for name, rows in entries.items()}
+        if answers:
+            found, faults = results.read(answers, ids, allow_missing=allow_missing)
+            origin |= {"answers": str(answers)}
+            scored = scoring.score(checker, ids, found, report)
+        elif model is not None:
+            asked = _Asked(model, entries, skeleton, settings.eval, out, report)
+            found = asked.answers(checker, allow_missing=allow_missing)
+            origin |= {"model": model.fingerprint, "source": model.description}
+            origin |= {"decoding": settings.eval.bfcl.model_dump()}
+            origin |= {"prompt_template_sha256": prompts.template_hash(skeleton)}
+        else:
+            raise EvaluationError(f"{BENCHMARK}: give a model or answers")
+    if not answers:
+        results.write(out, {name: {i: results.of(a) for i, a in rows.items()} for name, rows in found.items()})
+        with Checker(categories) as checker:  # a process that has served no model
+            scored = scoring.score(checker, ids, found, report)
+    rows, judged = scored
+    contents = {row["id"]: content(row) for name in found for row in entries[name]}
     contamination.mark(rows, contents, training or Training.unknown())
-    summary = summarize(rows, sizes, fence, limit) | origin
-    return items.write(out, rows, summary | with_statistics(rows, summary, sizes, training or Training.unknown()))
+    summary = scoring.summarize(rows, judged, limit, faults, training) | origin | {"allow_missing": allow_missing}
+    return _write(out, rows, summary)
 
 
-def score(
-    entries: Entries, found: Answers, report: Callable[[str], None]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Items of all categories and a description of the checker that judged them (a fresh process)."""
-    rows: list[dict[str, Any]] = []
-    with Checker(list(entries)) as checker:
-        for category, listed in entries.items():
-            report(f"{BENCHMARK}: scoring {category}, {len(listed)} answers")
-            for entry in listed:
-                rows.append(item(checker, category, entry["id"], found[category].get(entry["id"])))
-        return rows, {**checker.description, "fence": checker.fence()}
+def _write(out: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
+    """Write what could be scored; then complain about what could not."""
+    told = "; ".join(dict.fromkeys(summary["faults"].values()))
+    if not rows:
+        raise EvaluationError(told)
+    summary = items.write(out, rows, summary)
+    if told:
+        raise EvaluationError(f"{told}; the other categories ({len(summary['categories'])}) are scored in {out}")
+    return summary
 
 
-def item(checker: Checker, category: str, entry: str, answer: answering.GeneratedAnswer | None) -> dict[str, Any]:
-    """The per-item row. What was never answered (too long a prompt, missing) is wrong everywhere: an empty text
-    would otherwise count as a correct refusal in the irrelevance categories."""
-    base = {
-        "id": entry,
-        "category": category,
-        "over_length": bool(answer and answer.over_length),
-        "missing": answer is None,
-        "tokens": answer.tokens if answer else 0,
-        "finished": bool(answer and answer.finished),
-    }
-    if answer is None or answer.over_length:
-        kind = "missing" if answer is None else "over_length"
-        unknown = {"error_type": kind, "error": None, "calls": None, "failure": None}
-        return base | {"correct": False, "parse_failure": False} | unknown
-    verdict = checker.check(category, entry, answer.text)
-    return base | {
-        "correct": verdict["correct"],
-        "parse_failure": verdict["unreadable"],
-        "error_type": verdict["error_type"],
-        "error": verdict["error"],
-        "calls": verdict["calls"],
-        "failure": verdict["failure"],
-    }
+class _Asked:
+    """The answers of a model to all categories: one load, batches across categories, episodes side by side."""
 
+    def __init__(
+        self,
+        model: answering.Answerer,
+        entries: Entries,
+        skeleton: str,
+        chosen: EvaluationSettings,
+        out: Path,
+        report: Report,
+    ):
+        self.model, self.chosen, self.path, self.report = model, chosen, out / "answers.jsonl", report
+        self.entries = entries
+        self.systems = {
+            row["id"]: prompts.system(skeleton, row["function"]) for rows in entries.values() for row in rows
+        }
 
-def summarize(
-    rows: list[dict[str, Any]], sizes: dict[str, int], judged: dict[str, Any], limit: int | None
-) -> dict[str, Any]:
-    """Categories, V3 totals, V4 components; ``complete`` only if every entry of every asked category was scored."""
-    names = list(dict.fromkeys(row["category"] for row in rows))
-    categories = {name: items.category([r for r in rows if r["category"] == name]) for name in names}
-    accuracy = {name: counted["accuracy"] for name, counted in categories.items()}
-    return {
-        "benchmark": BENCHMARK,
-        "version": f"bfcl-eval {judged['bfcl_eval']}, V3 single-turn categories",
-        "data_sha256": judged["data_sha256"],
-        "formula": aggregates.FORMULA,
-        "categories": categories,
-        "aggregates": aggregates.totals(accuracy, sizes),
-        "limit": limit,
-        "not_run_categories": [name for name in (*aggregates.SINGLE_TURN, *aggregates.MULTI_TURN) if name not in names],
-        "missing": sum(row["missing"] for row in rows),
-        "fence": judged["fence"],
-        "complete": not any(row["missing"] for row in rows)
-        and all(categories[name]["n"] == sizes[name] for name in names)
-        and set(names) >= set(aggregates.SINGLE_TURN),
-    }
+    def answers(self, checker: Checker, *, allow_missing: bool) -> scoring.Answers:
+        """Category → entry → answer or episode; what the source failed to answer is an error, or left out."""
+        single = {name: rows for name, rows in self.entries.items() if name not in aggregates.MULTI_TURN}
+        multi = {name: rows for name, rows in self.entries.items() if name in aggregates.MULTI_TURN}
+        found: dict[str, Any] = {}
+        if single:
+            found |= self._single_turn(single, allow_missing)
+        if multi:
+            found |= self._multi_turn(multi, checker, allow_missing)
+        return {
+            name: {row["id"]: found[row["id"]] for row in rows if row["id"] in found}
+            for name, rows in self.entries.items()
+        }
 
+    def _prompt(self, row: dict[str, Any], messages: Sequence[answering.Message]) -> answering.Prompt:
+        return answering.Prompt.of(self.systems[row["id"]], prompts.user(messages))
 
-def with_statistics(
-    rows: list[dict[str, Any]], summary: dict[str, Any], sizes: dict[str, int], training: Training
-) -> dict[str, Any]:
-    """Of marked rows: what each total weighs, its interval, and what the model was trained on."""
-    categories = summary["categories"]
-    weights = items.linear_weights(lambda accuracy: aggregates.totals(accuracy, sizes), list(categories))
-    whole = {name: some for name, some in weights.items() if summary["aggregates"][name] is not None}
-    groups = {name: ([row for row in rows if row["category"] == name], "correct") for name in categories}
-    return {
-        "weights": whole,
-        "intervals": {name: items.weighted(some, categories) for name, some in whole.items()},
-        "contamination": contamination.record(rows, training, groups),
-    }
+    def _single_turn(self, entries: Entries, allow_missing: bool) -> dict[str, Any]:
+        rows = [row for listed in entries.values() for row in listed]
+        questions = [answering.Question(row["id"], self._prompt(row, row["question"][0])) for row in rows]
+        decoding, seed = self.chosen.bfcl, self.chosen.seed
+        options: dict[str, Any] = {"allow_missing": allow_missing, "report": self.report}
+        return answering.collect(self.model, questions, decoding, seed, self.path, **options)
 
-
-def _answer(
-    model: answering.Answerer,
-    entries: Entries,
-    skeleton: str,
-    settings: RunSettings,
-    out: Path,
-    report: Callable[[str], None],
-) -> Answers:
-    """Answers of the model to all categories together: one load, batches across categories."""
-    questions = [
-        answering.Question.of(row["id"], prompts.system(skeleton, row["function"]), prompts.user(row["question"][0]))
-        for listed in entries.values()
-        for row in listed
-    ]
-    chosen = settings.eval
-    found = answering.collect(model, questions, chosen.bfcl, chosen.seed, out / "answers.jsonl", report=report)
-    return {name: {row["id"]: found[row["id"]] for row in listed} for name, listed in entries.items()}
-
-
-def _read(folder: Path, entries: Entries, *, allow_missing: bool) -> Answers:
-    found: Answers = {}
-    for category, rows in results.read(folder, list(entries)).items():
-        wanted = [row["id"] for row in entries[category]]
-        items.check_ids(folder, [row["id"] for row in rows], wanted, allow_missing=allow_missing)
-        found[category] = {row["id"]: answering.GeneratedAnswer(row["result"], 0, True) for row in rows}
-    return found
+    def _multi_turn(self, entries: Entries, checker: Checker, allow_missing: bool) -> dict[str, Any]:
+        rounds = episodes.Rounds(self.model, self.chosen.bfcl, self.chosen.seed, self.path)
+        done = episodes.run(entries, checker, self._prompt, rounds, self.report)
+        failed = {name: episode.unanswered for name, episode in done.items() if episode.unanswered}
+        if failed and not allow_missing:
+            first, names = next(iter(failed.values())), items.some(sorted(failed))
+            raise EvaluationError(
+                f"{len(failed)} of {len(done)} episodes broke off for want of an answer ({names}), the first: {first}; "
+                f"what there is is kept in {self.path}; run the same command to ask again, or --allow-missing counts "
+                "them wrong"
+            )
+        rounds.tidy()
+        return {name: episode for name, episode in done.items() if name not in failed}
 
 
 def _checked(categories: list[str]) -> list[str]:
+    known = (*aggregates.SINGLE_TURN, *aggregates.MULTI_TURN)
     for name in categories:
-        if name in aggregates.MULTI_TURN:
-            raise ConfigurationError(f"eval.bfcl_categories: multi-turn category '{name}' cannot be run yet; remove it")
-        if name not in aggregates.SINGLE_TURN:
-            known = ", ".join(aggregates.SINGLE_TURN)
-            close = nearest(name, aggregates.SINGLE_TURN)
-            raise ConfigurationError(f"eval.bfcl_categories: unknown category '{name}'{close}; there are: {known}")
+        if name not in known:
+            close = nearest(name, known)
+            there = ", ".join(known)
+            raise ConfigurationError(f"eval.bfcl_categories: unknown category '{name}'{close}; there are: {there}")
     return list(dict.fromkeys(categories))

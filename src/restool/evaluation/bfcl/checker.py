@@ -6,14 +6,7 @@ or exhausts the worker costs its own score: the worker is killed, another is sta
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import selectors
-import signal
-import subprocess
-import tempfile
-import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +14,12 @@ from typing import Any
 from restool import environments
 from restool.core.errors import EvaluationError
 from restool.evaluation.bfcl.fenced.decoding import TEXT_CAP, clean
+from restool.evaluation.bfcl.process import WorkerProcess
 
-WORKER = Path(__file__).parent / "fenced" / "worker.py"
+_BATCH = 256
+"""Requests in one line: on a busy machine, most of an exchange is waiting for the other process to get its turn."""
+
+Reply = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,7 @@ class Limits:
     ``wall_seconds`` is for what waits without computing."""
 
     item_seconds: float = 2.0
+    episode_seconds: float = 10.0
     wall_seconds: float = 60.0
     start_seconds: float = 120.0
     memory_bytes: int = 1 << 30
@@ -39,10 +37,13 @@ class Limits:
 
 
 class Checker:
-    """``with Checker(categories) as checker: checker.check(category, id, text)``.
+    """``with Checker(categories) as checker: checker.check(category, [(id, text), ...])``.
 
     ``folder``: a directory of our own files in BFCL's format (``<category>.jsonl``, ``possible_answer/``) instead
     of the package's data. Raises `ToolEnvironmentError` if the ``bfcl`` environment is not built.
+
+    Every reply has ``failure``: None, or ``time``, ``memory``, ``nesting``, ``size``, ``refused``, ``crash`` or
+    ``checker_error`` where an answer broke the checker; a verdict is then wrong, and the reason is its error type.
     """
 
     def __init__(self, categories: list[str], *, folder: Path | None = None, limits: Limits | None = None):
@@ -50,41 +51,77 @@ class Checker:
         self.folder = folder
         self.limits = limits or Limits()
         self.restarts = -1
-        self.description: dict[str, Any] = {}
         self._python = environments.python("bfcl")
-        self._process: subprocess.Popen[bytes] | None = None
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
-        self._buffer = b""
+        self._worker: WorkerProcess
+        self._reached: dict[str, int] = {}
 
     def __enter__(self) -> Checker:
         self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        self._worker.close()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Versions, sizes and hashes of the data."""
+        return self._worker.description
+
+    @property
+    def pid(self) -> int:
+        return self._worker.pid
 
     def entries(self, category: str) -> list[dict[str, Any]]:
-        """The category's entries as shown to models: id, question, function."""
-        reply = self._ask({"op": "entries", "category": category}, self.limits.start_seconds)
+        """The category's entries as shown to models: id, question (messages by turn), function, missed_function."""
+        (reply,) = self._ask([lambda: {"op": "entries", "category": category}], self.limits.start_seconds)
         if "entries" not in reply:
             raise EvaluationError(f"bfcl: cannot read category '{category}': {reply.get('error') or reply['failure']}")
         return reply["entries"]
 
-    def check(self, category: str, entry: str, text: str) -> dict[str, Any]:
-        """The verdict on one answer: ``correct``, ``error_type``, ``error``, ``calls``, ``unreadable``, ``capped``.
+    def check(self, category: str, answers: Sequence[tuple[str, str]]) -> list[Reply]:
+        """Verdicts on (entry, text): ``correct``, ``error_type``, ``error``, ``calls``, ``unreadable``, ``capped``."""
 
-        ``failure`` (``time``, ``memory``, ``nesting``, ``refused``, ``crash`` or ``checker_error``) is set when
-        the answer broke the checker; it is then wrong, and the reason is its error type.
+        def request(entry: str, text: str) -> Callable[[], dict[str, Any]]:
+            return lambda: {"op": "check", "category": category, "id": entry, "text": _cut(text)}
+
+        replies = self._ask([request(*answer) for answer in answers])
+        return [_verdict(reply, {"unreadable": True, "capped": False}) for reply in replies]
+
+    def judge(self, category: str, episodes: Sequence[tuple[str, list[list[str]] | str]]) -> list[Reply]:
+        """Verdicts on multi-turn (entry, texts by turn and step, or the text of the error that broke it off).
+
+        ``correct``, ``error_type``, ``error``, ``turn`` (where it failed), ``calls`` (by turn and step),
+        ``unreadable`` (a count), ``force_quit``.
         """
-        request = {"op": "check", "category": category, "id": entry, "text": clean(text[: TEXT_CAP + 1])}
-        reply = self._ask(request, self.limits.wall_seconds)
-        if reply.get("failure") == "crash":  # perhaps not this answer's doing: an answer that crashes does so again
-            reply = self._ask(request, self.limits.wall_seconds)
-        if "failure" not in reply:
-            return {**reply, "failure": None}
-        error_type = f"failure:{reply['failure']}"
-        unknown = {"correct": False, "error": reply.get("error"), "calls": None, "unreadable": True, "capped": False}
-        return {**unknown, "error_type": error_type, "failure": reply["failure"]}
+
+        def request(entry: str, result: list[list[str]] | str) -> Callable[[], dict[str, Any]]:
+            return lambda: {"op": "judge", "category": category, "id": entry, "result": _cut_all(result)}
+
+        replies = self._ask([request(*episode) for episode in episodes])
+        return [_verdict(reply, {"unreadable": 0, "force_quit": False, "turn": None}) for reply in replies]
+
+    def step(self, answers: Sequence[tuple[str, str, list[str]]]) -> list[Reply]:
+        """Run the last text's calls for every (category, entry, texts): the answers with calls so far, and a new one.
+
+        Replies: ``calls`` (none: the turn is over), ``results``, ``unreadable``. The tools live in the worker; after
+        a restart, those of an episode are brought back by running all of its calls again.
+        """
+
+        def request(category: str, entry: str, texts: list[str]) -> Callable[[], dict[str, Any]]:
+            def made() -> dict[str, Any]:
+                known = self._reached.pop(entry, None)
+                before = len(texts) - 1 if known == len(texts) - 1 else 0
+                told = {"op": "step", "category": category, "id": entry}
+                return told | {"before": before, "texts": _cut_all(texts[before:])}
+
+            return made
+
+        def settle(i: int, reply: Reply) -> None:
+            if "failure" not in reply:
+                _, entry, texts = answers[i]
+                self._reached[entry] = len(texts) if reply["calls"] else len(texts) - 1
+
+        return [{"failure": None, **reply} for reply in self._ask([request(*a) for a in answers], settle=settle)]
 
     def fence(self) -> dict[str, Any]:
         """What stood between the answers and this machine, for the summary."""
@@ -94,105 +131,66 @@ class Checker:
             "network": kinds[self.description["network"]],
             "memory_bytes": limits.memory_bytes,
             "item_processor_seconds": limits.item_seconds,
+            "episode_processor_seconds": limits.episode_seconds,
             "text_cap": TEXT_CAP,
             "restarts": self.restarts,
         }
 
-    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """One request, one reply; a worker that dies or hangs is replaced and the request counts as failed."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._read_line(seconds)
-        except BrokenPipeError:
-            line = b""
-        if line:
-            return json.loads(line)
-        status = self._kill()
-        self._start()
-        return {"failure": "time" if status in (None, -signal.SIGPROF) else "crash"}
+    def _ask(
+        self,
+        requests: Sequence[Callable[[], dict[str, Any]]],
+        seconds: float | None = None,
+        settle: Callable[[int, Reply], None] = lambda i, reply: None,
+    ) -> list[Reply]:
+        """One reply to each request; a worker that dies or hangs is replaced, and the request that it died of counts
+        as failed. After a crash it gets a second chance, for it was perhaps not its doing; one that crashes does so
+        again. ``settle`` sees each reply while the worker that gave it still lives."""
+        replies: list[Reply] = []
+        crashed_at = -1
+        while len(replies) < len(requests):
+            batch = [make() for make in requests[len(replies) : len(replies) + _BATCH]]
+            got, end = self._worker.exchange(batch, seconds or self.limits.wall_seconds)
+            for reply in got:
+                settle(len(replies), reply)
+                replies.append(reply)
+            if end is not None:
+                self._worker.kill()
+                self._start()
+                if end == "crash" and crashed_at != len(replies):
+                    crashed_at = len(replies)
+                else:
+                    replies.append({"failure": end})
+        return replies
 
     def _start(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="restool-bfcl-", ignore_cleanup_errors=True)
-        here = Path(self._directory.name)
+        limits = self.limits
         options = {
             "categories": self.categories,
             "folder": str(self.folder.resolve()) if self.folder else None,
-            "item_seconds": self.limits.item_seconds,
-            "memory_bytes": self.limits.memory_bytes,
-            "processor_seconds": self.limits.processor_seconds,
-            "file_bytes": self.limits.file_bytes,
+            "item_seconds": limits.item_seconds,
+            "episode_seconds": limits.episode_seconds,
+            "memory_bytes": limits.memory_bytes,
+            "processor_seconds": limits.processor_seconds,
+            "file_bytes": limits.file_bytes,
         }
-        environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC", "HOME": str(here)}
-        (here / "empty").mkdir()
-        with open(here / "stderr", "wb") as stderr:
-            self._process = subprocess.Popen(
-                [self._python, "-I", "-B", WORKER, json.dumps(options)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                cwd=here / "empty",
-                env={**environment, "BFCL_PROJECT_ROOT": str(here / "project")},
-                start_new_session=True,
-            )
-        self._buffer = b""
+        self._worker = WorkerProcess(self._python, options, limits.start_seconds)
+        self._reached = {}
         self.restarts += 1
-        line = self._read_line(self.limits.start_seconds)
-        if not line:
-            self._kill_process()
-            raise EvaluationError(f"bfcl: the checker does not start: {_last_line(here / 'stderr')}")
-        self.description = json.loads(line)
-
-    def _read_line(self, seconds: float) -> bytes:
-        """The next line of the worker, or b"" if it closed its output or took longer than ``seconds``."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + seconds
-        pieces = [self._buffer]
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while b"\n" not in pieces[-1]:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    return b""
-                piece = os.read(self._process.stdout.fileno(), 1 << 20)
-                if not piece:
-                    return b""
-                pieces.append(piece)
-        line, _, self._buffer = b"".join(pieces).partition(b"\n")
-        return line
-
-    def _kill(self) -> int | None:
-        """End the worker; its status if it had ended by itself, None if it had to be killed."""
-        assert self._process is not None
-        try:
-            status = self._process.wait(timeout=1.0)  # it closed its output, so it is about to be gone
-        except subprocess.TimeoutExpired:
-            status = None
-        self._kill_process()
-        return status
-
-    def _kill_process(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()  # type: ignore[union-attr]
-        if self._directory is not None:
-            self._directory.cleanup()
-
-    def _stop(self) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=2.0)
-        self._kill_process()
 
 
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+def _verdict(reply: Reply, unknown: dict[str, Any]) -> Reply:
+    """``reply``, or what an answer that broke the checker gets: wrong, and why."""
+    if "failure" not in reply:
+        return {**reply, "failure": None}
+    failure = reply["failure"]
+    told = {"correct": False, "error_type": f"failure:{failure}", "error": reply.get("error"), "calls": None}
+    return told | unknown | {"failure": failure}
+
+
+def _cut(text: str) -> str:
+    """What of an answer is sent: one character more than is read, so that the worker sees that it was cut."""
+    return clean(text[: TEXT_CAP + 1])
+
+
+def _cut_all(texts: Any) -> Any:
+    return [_cut_all(part) for part in texts] if isinstance(texts, list) else _cut(texts)

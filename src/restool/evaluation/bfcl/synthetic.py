@@ -70,7 +70,8 @@ def evaluate_synthetic(
         for category in categories:
             entries = checker.entries(category)
             report(f"{BENCHMARK}: scoring {category}, {len(entries)} answers")
-            rows += [_item(checker, category, entry, texts) for entry in entries]
+            verdicts = checker.check(category, [(entry["id"], _text(entry, texts)) for entry in entries])
+            rows += [_item(category, entry, verdict) for entry, verdict in zip(entries, verdicts, strict=True)]
             contents |= {entry["id"]: bfcl_export.content(entry) for entry in entries}
         judged = {**checker.description, "fence": checker.fence()}
     contamination.mark(rows, contents, training or Training.unknown())
@@ -78,13 +79,16 @@ def evaluate_synthetic(
     return items.write(out, rows, summary)
 
 
-def _item(checker: Checker, category: str, entry: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
+def _text(entry: dict[str, Any], texts: dict[str, str]) -> str:
     row = entry["row"]
     if row not in texts:
         raise EvaluationError(f"{BENCHMARK}: no greedy held-out answer to '{row}'; run restool evaluate held-out again")
-    verdict = checker.check(category, entry["id"], texts[row])
+    return texts[row]
+
+
+def _item(category: str, entry: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
     parts = ("correct", "error_type", "error", "calls", "failure")
-    base = {"id": entry["id"], "row": row, "category": category, "parse_failure": verdict["unreadable"]}
+    base = {"id": entry["id"], "row": entry["row"], "category": category, "parse_failure": verdict["unreadable"]}
     return base | {name: verdict[name] for name in parts}
 
 

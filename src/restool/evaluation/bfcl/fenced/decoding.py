@@ -61,6 +61,61 @@ def _read_line(line: str, decoded: Decoded) -> None:
         decoded.bad_lines += 1
 
 
+@dataclass
+class Executable:
+    """The calls of one answer as the multi-turn loop runs them: ``(name, parameters, source text)``.
+
+    ``undecodable``: the handler's decoder raises on this answer, which ends the turn just as no calls do.
+    """
+
+    calls: list[tuple[str, dict[str, Any], str]] = field(default_factory=list)
+    undecodable: bool = False
+    unreadable: bool = False
+
+
+def executable(text: str) -> Executable:
+    """Read the calls of one answer by the handler's second decoder, which differs from the first in its quirks:
+
+    a missing name is the empty name, missing parameters (also misspelled ones, ``arguments``) are none, and a name or
+    parameters of a wrong type make the whole answer undecodable. Never raises.
+    """
+    text = clean(text[:TEXT_CAP])
+    found = Executable()
+    if "<tool_call>" not in text:
+        found.unreadable = "<response>" not in text
+        return found
+    declined = 0
+    for line in text.split("<tool_call>")[-1].split("</tool_call>")[0].strip().split("\n"):
+        value = _json_object(line)
+        if value is None:
+            continue
+        name, parameters = value.get("name", ""), value.get("parameters", {})
+        if isinstance(name, str) and name.strip().lower() == "none":
+            declined += 1
+        elif isinstance(name, str) and isinstance(parameters, dict) and (text_of := source(name, parameters)):
+            found.calls.append((name, parameters, text_of))
+        else:
+            return Executable(undecodable=True, unreadable=True)
+    found.unreadable = not found.calls and not declined
+    return found
+
+
+def _json_object(line: str) -> dict[str, Any] | None:
+    try:
+        value = clean(json.loads(line))
+    except (ValueError, RecursionError, MemoryError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def source(name: str, parameters: dict[str, Any]) -> str | None:
+    """The call as Python text, as the handler writes it; None where it cannot be written (nested too deep)."""
+    try:
+        return f"{name}({', '.join(f'{key}={value!r}' for key, value in parameters.items())})"
+    except (ValueError, RecursionError, MemoryError):
+        return None
+
+
 def clean(value: Any) -> Any:
     """Replace lone surrogates, which no file can hold, in a string or all through a JSON value.
 

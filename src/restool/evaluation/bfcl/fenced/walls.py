@@ -102,15 +102,18 @@ def limit_item(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def seal() -> None:
-    """From now on: no sockets, no processes, no writing, no keyboard. Cannot be undone."""
+def seal(writable: str | None = None) -> None:
+    """From now on: no sockets, no processes, no writing (but below ``writable``), no keyboard. Cannot be undone."""
+
+    def is_ours(path: Any) -> bool:
+        return bool(writable) and isinstance(path, str) and os.path.realpath(path).startswith(f"{writable}/")
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             flags = arguments[2] if len(arguments) > 2 else 0
-            if isinstance(flags, int) and flags & _WRITING:
+            if isinstance(flags, int) and flags & _WRITING and not is_ours(arguments[0]):
                 raise Refused(f"open for writing: {arguments[0]!r}")
-        elif event.startswith(_REFUSED):
+        elif event.startswith(_REFUSED) and not (event in ("os.mkdir", "os.remove") and is_ours(arguments[0])):
             raise Refused(event)
 
     sys.addaudithook(hook)

@@ -2,125 +2,38 @@
 
     python -I -B worker.py '{"categories": [...], "folder": null, "memory_bytes": ..., ...}'
 
-It answers first with what it is (versions, data hashes, walls), then one line for every request:
+It answers first with what it is (versions, data hashes, walls). A line in is a list of requests; each gets one line:
 
-    {"op": "entries", "category": C}                   -> {"entries": [{"id", "question", "function"}, ...]}
+    {"op": "entries", "category": C}                   -> {"entries": [{"id", "question", "function", ...}]}
     {"op": "check", "category": C, "id": I, "text": T} -> the verdict of `Category.check`
+    {"op": "step", "category": C, "id": I, "before": N, "texts": [T, ...]} -> `MultiTurn.step`
+    {"op": "judge", "category": C, "id": I, "result": R} -> the verdict of `MultiTurn.check`
 
-A request handler is one entry in ``HANDLERS``; multi-turn episodes need two more. Whatever goes wrong inside a
-request becomes ``{"failure": kind}``; what cannot be caught ends the process, and the client starts another.
+A request handler is one entry in ``HANDLERS``. Whatever goes wrong inside a request becomes ``{"failure": kind}``;
+what cannot be caught ends the process, and the client starts another.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
+import functools
 import importlib.metadata
 import json
+import marshal
 import os
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # isolated mode leaves it out; restool itself is not here
 
-import decoding
+import episodes
 import walls
+from categories import Category, recorded, shortened
 
-MESSAGE_CAP = 600
-
-
-class Category:
-    """One category's entries as the official loader gives them, with the official verdict on an answer."""
-
-    def __init__(self, name: str, folder: str | None):
-        from bfcl_eval.constants import eval_config
-
-        self.name = name
-        self.is_relevance = "relevance" in name  # also irrelevance, as in the official runner
-        self.data = Path(folder or eval_config.PROMPT_PATH)
-        self.own = folder is not None
-        self.documents = self._load()
-        answers = [] if self.is_relevance else self._answers()
-        if answers and [row["id"] for row in answers] != list(self.documents):
-            raise ValueError(f"{name}: entries and possible answers do not belong together")
-        self.answers = {row["id"]: row["ground_truth"] for row in answers}
-
-    def entries(self) -> list[dict[str, Any]]:
-        """What prompts are made from: with the language hints that the official runner shows to models."""
-        from bfcl_eval.utils import add_language_specific_hint_to_function_doc
-
-        rows = copy.deepcopy(list(self.documents.values()))
-        return rows if self.own else add_language_specific_hint_to_function_doc(rows)
-
-    def digest(self) -> str:
-        """sha256 over the category's data files."""
-        total = hashlib.sha256()
-        for path in (self.data / self._file(), self.data / "possible_answer" / self._file()):
-            total.update(path.read_bytes() if path.exists() else b"")
-        return total.hexdigest()
-
-    def check(self, entry: str, text: str) -> dict[str, Any]:
-        """``{"correct", "error_type", "error", "calls", ...}`` for one answer, by the official rules."""
-        decoded = decoding.decode(text)
-        verdict = self._relevance(decoded) if self.is_relevance else self._ast(entry, decoded)
-        return {
-            "correct": verdict.get("valid", False),
-            "error_type": verdict.get("error_type"),
-            "error": _shortened(verdict.get("error")),
-            "calls": _recorded(decoded.calls),
-            "unreadable": decoded.unreadable,
-            "capped": decoded.capped,
-        }
-
-    def _ast(self, entry: str, decoded: decoding.Decoded) -> dict[str, Any]:
-        from bfcl_eval.constants.enums import Language
-        from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker
-        from bfcl_eval.utils import is_function_calling_format_output, is_java, is_js
-
-        if not is_function_calling_format_output(decoded.calls):
-            return {"error_type": "ast_decoder:decoder_wrong_output_format"}
-        if kind := decoding.illegal(decoded.calls):  # no documented function is called so: wrong in any case
-            return {"error_type": f"not_allowed:{kind}"}
-        language = Language.PYTHON
-        if is_java(self.name):
-            language = Language.JAVA
-        elif is_js(self.name):
-            language = Language.JAVASCRIPT
-        functions = self.documents[entry]["function"]
-        verdict = ast_checker(functions, decoded.calls, self.answers[entry], language, self.name, "custom")
-        return {"valid": True} if verdict["valid"] else verdict
-
-    def _relevance(self, decoded: decoding.Decoded) -> dict[str, Any]:
-        from bfcl_eval.utils import is_empty_output
-
-        called = not is_empty_output(decoded.calls)
-        if "irrelevance" in self.name:
-            return {"valid": not called, "error_type": "irrelevance_error:decoder_success" if called else None}
-        return {"valid": called, "error_type": None if called else "relevance_error:decoder_failed"}
-
-    def _load(self) -> dict[str, Any]:
-        from bfcl_eval.utils import load_dataset_entry
-
-        if self.own:
-            rows = _json_lines(self.data / self._file())
-        else:
-            # The checker must see the documents without hints: those change every Java type to "string".
-            rows = load_dataset_entry(self.name, include_language_specific_hint=False)
-        return {row["id"]: row for row in rows}
-
-    def _file(self) -> str:
-        from bfcl_eval.constants.category_mapping import VERSION_PREFIX
-
-        return f"{self.name}.jsonl" if self.own else f"{VERSION_PREFIX}_{self.name}.json"
-
-    def _answers(self) -> list[dict[str, Any]]:
-        from bfcl_eval.utils import load_ground_truth_entry
-
-        if self.own:
-            return _json_lines(self.data / "possible_answer" / self._file())
-        return load_ground_truth_entry(self.name)
+_LIMITED = {"check": "item_seconds", "step": "item_seconds", "judge": "episode_seconds"}
+"""Which limit on processor time a request runs under; reading the data runs under none."""
 
 
 class Worker:
@@ -128,9 +41,11 @@ class Worker:
 
     def __init__(self, options: dict[str, Any]):
         _stub_vendors()
-        self.item_seconds = options["item_seconds"]
+        _read_once()
+        self.options = options
         self.categories = {name: Category(name, options["folder"]) for name in options["categories"]}
         self._import_checkers()
+        self.multi_turn = episodes.MultiTurn()
 
     def description(self) -> dict[str, Any]:
         return {
@@ -142,16 +57,18 @@ class Worker:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            walls.limit_item(self.item_seconds if request["op"] == "check" else 0)
+            walls.limit_item(self.options.get(_LIMITED.get(request["op"], ""), 0))
             return HANDLERS[request["op"]](self, request)
         except walls.Refused as error:
-            return {"failure": "refused", "error": _shortened(error)}
+            return {"failure": "refused", "error": shortened(error)}
         except MemoryError:
             return {"failure": "memory"}
         except RecursionError:
             return {"failure": "nesting"}
+        except episodes.TooLarge:
+            return {"failure": "size"}
         except BaseException as error:  # SystemExit too: an answer must not be able to end the run
-            return {"failure": "checker_error", "error": _shortened(repr(error))}
+            return {"failure": "checker_error", "error": shortened(repr(error))}
         finally:
             walls.limit_item(0)
 
@@ -161,13 +78,37 @@ class Worker:
     def check(self, request: dict[str, Any]) -> dict[str, Any]:
         return self.categories[request["category"]].check(request["id"], request["text"])
 
+    def step(self, request: dict[str, Any]) -> dict[str, Any]:
+        row = self._row(request)
+        return self.multi_turn.step(row, request["texts"], request["before"])
+
+    def judge(self, request: dict[str, Any]) -> dict[str, Any]:
+        truth = self.categories[request["category"]].answers[request["id"]]
+        verdict = self.multi_turn.check(self._row(request), truth, request["result"])
+        return verdict | {"error": shortened(verdict["error"]), "calls": recorded(verdict["calls"], 1 << 16)}
+
+    def _row(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self.categories[request["category"]].documents[request["id"]]
+
     def _import_checkers(self) -> None:
         """Before the walls close: importing reads files, and a first import would be counted against an item."""
+        import importlib
+
         import bfcl_eval.eval_checker.ast_eval.ast_checker
         import bfcl_eval.utils  # noqa: F401
+        from bfcl_eval.constants.executable_backend_config import CLASS_FILE_PATH_MAPPING as places
+
+        rows = (row for category in self.categories.values() for row in category.documents.values())
+        for name in sorted({name for row in rows for name in row.get("involved_classes", ())}):
+            importlib.import_module(places[name])
 
 
-HANDLERS = {"entries": Worker.entries, "check": Worker.check}
+HANDLERS = {
+    "entries": Worker.entries,
+    "check": Worker.check,
+    "step": Worker.step,
+    "judge": Worker.judge,
+}
 
 
 def serve(options: dict[str, Any]) -> None:
@@ -176,6 +117,7 @@ def serve(options: dict[str, Any]) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)  # what asks for input gets end of file
     os.dup2(nothing, 1)  # the checker's own prints must not mix with replies
+    warnings.simplefilter("ignore")  # compiling a model's call warns, and what warnings print is limited too
     network = walls.cut_network()
     walls.set_limits(options["memory_bytes"], options["processor_seconds"], options["file_bytes"])
     worker = Worker(options)
@@ -183,7 +125,8 @@ def serve(options: dict[str, Any]) -> None:
     walls.seal()
     _write(replies, first)
     for line in requests:
-        _write(replies, worker.answer(json.loads(line)))
+        for request in json.loads(line):
+            _write(replies, worker.answer(request))
 
 
 def _write(descriptor: int, message: dict[str, Any]) -> None:
@@ -203,18 +146,13 @@ def _stub_vendors() -> None:
     sys.modules["bfcl_eval.constants.model_config"] = stub
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _read_once() -> None:
+    """Read each data file once: for every entry, the official loader reads the documents of its tools anew."""
+    from bfcl_eval import utils
 
-
-def _shortened(error: Any) -> str | None:
-    return None if not error else decoding.clean(str(error)[:MESSAGE_CAP])
-
-
-def _recorded(calls: list[dict[str, Any]]) -> Any:
-    """The calls if they are of a size worth recording, else the beginning of their text."""
-    text = json.dumps(calls)
-    return calls if len(text) <= 4096 else text[:4096]
+    load = utils.load_file
+    known = functools.cache(lambda path: marshal.dumps(load(path)))
+    utils.load_file = lambda file_path, **_: marshal.loads(known(str(file_path)))
 
 
 if __name__ == "__main__":
