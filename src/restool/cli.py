@@ -26,6 +26,7 @@ from restool.core.errors import ConfigurationError, EvaluationError, RestoolErro
 if TYPE_CHECKING:
     from restool.analysis.answers import Weighting
     from restool.evaluation.answering import Source
+    from restool.evaluation.benchmarks import Benchmark
     from restool.experiments import Plan, PlannedRun
     from restool.settings import RunSettings
 
@@ -251,6 +252,7 @@ def _by_hand(
     meets the published prompts and, unless ``eval=`` says otherwise, the whole benchmark.
     """
     from restool import preparation
+    from restool.evaluation import benchmarks
     from restool.runs import RunDirectory
 
     run = RunDirectory(Path(checkpoint)) if checkpoint and (Path(checkpoint) / "done.json").exists() else None
@@ -265,7 +267,9 @@ def _by_hand(
         from restool.models import loading
 
         settings = settings.model_copy(update={"model": settings.model.model_copy(update=loading.traits(checkpoint))})
-    if run is None and benchmark in ("api-bank", "bfcl") and "data" not in chosen:
+    if benchmarks.get(benchmark).settings.reads == "questions":
+        prepared = results / "prepared"  # nothing of it is read
+    elif run is None and benchmark in ("api-bank", "bfcl") and "data" not in chosen:
         prepared = results / "prepared" / f"benchmark-{benchmark}"
         preparation.prepare_benchmark(benchmark, settings.data.mirror, prepared, report=report)
     else:
@@ -276,6 +280,17 @@ def _by_hand(
 
 
 _OF_A_RUN = ("model", "data", "eval")
+
+
+def _with_questions(settings: RunSettings, benchmark: Benchmark, questions: Path | None) -> RunSettings:
+    """The settings with a file of questions for a benchmark that reads one."""
+    if questions is None:
+        return settings
+    if benchmark.settings.reads != "questions":
+        raise ConfigurationError(f"{benchmark.name} reads no file of questions; leave --questions away")
+    named = {**settings.eval.benchmarks.get(benchmark.name, {}), "questions": str(questions)}
+    benchmarks = {**settings.eval.benchmarks, benchmark.name: named}
+    return settings.model_copy(update={"eval": settings.eval.model_copy(update={"benchmarks": benchmarks})})
 
 
 def _evaluation_command(benchmark: str) -> click.Command:
@@ -305,6 +320,9 @@ def _evaluation_command(benchmark: str) -> click.Command:
         timeout: Annotated[float, typer.Option(help="seconds that one answer of the server may take", min=1)] = 600,
         answers: Annotated[Path | None, typer.Option(help="answers that exist already")] = None,
         allow_missing: Annotated[bool, typer.Option(help="count missing answers wrong instead of refusing")] = False,
+        questions: Annotated[
+            Path | None, typer.Option(help="file of questions, for a benchmark that reads one")
+        ] = None,
         out: Annotated[Path | None, typer.Option(help="folder for answers, items and summary")] = None,
         plan: PlanOption = None,
         run: RunOption = None,
@@ -324,6 +342,7 @@ def _evaluation_command(benchmark: str) -> click.Command:
             source.check(benchmark, chosen.sources)
             settings, checkpoint, prepared = _by_hand(benchmark, checkpoint, overrides or [], results)
             target = out or Path("evaluation") / benchmark
+        settings = _with_questions(settings, chosen, questions)
         summary = _evaluate(benchmark, replace(source, checkpoint=checkpoint), settings, prepared, target)
         _print_summary(summary)
         if plan is None and summary.get("not_run"):

@@ -238,7 +238,10 @@ class BenchmarkSettings(Settings):
     after: str | None = Field(None, description="benchmark whose answers it scores; null: it asks the model itself")
     runtime_minutes: int = Field(240, gt=0, description="time limit of its job on a cluster")
     decoding: DecodingSettings | None = Field(None, description="null: the module takes its own from eval.*")
-    questions: str | None = Field(None, description="file that holds the questions, if it reads one (--questions)")
+    reads: Literal["data", "questions"] = Field(
+        "data", description="where its tasks are: in the prepared data, or in a file of questions (--questions)"
+    )
+    questions: str | None = Field(None, description="that file; --questions goes before it")
     options: dict[str, Any] = Field({}, description="values for the module")
 
 

@@ -12,10 +12,14 @@ import pytest
 
 from restool import files, runs
 from restool.analysis.experiment import Experiment, Run, load
-from restool.evaluation import held_out
+from restool.evaluation import examples, held_out
 
 REGIONS = ("format", "name", "arguments", "think", "response", "other")
 EFFECT = {"grpo": 0.24, "rest_released": 0.12, "rest_fixed": 0.26, "masked_uniform": 0.23}
+HOSTILE = {
+    "why": "</pre></div><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\x1b[31m\u202e--> \ud83d",
+    "id": "<b id=pwned>",
+}
 ANSWER = (
     '<think> I look it up. </think>\n<tool_call>\n{"name": "book_hotel", "parameters": {"city": "Rome"}}\n</tool_call>'
 )
@@ -111,7 +115,15 @@ def _evaluate(run: Run, items: int, random: np.random.Generator) -> None:
     ]
     names = {f"{row['split']}/{row['mode']}" for row in rows}
     categories = {name: {"n": items, "correct": 1, "accuracy": 1 / items, "interval": [0, 1]} for name in names}
-    _summary(run, "held-out", categories, {}, rows, metrics=held_out.METRICS)
+    seen = {"contaminated": 1, "kinds": {"question_and_tools": 1, "question": 0, "tools": 5}}
+    seen["rest"] = {"n": items - 1, "correct": 1, "accuracy": 1 / (items - 1), "interval": [0, 1]}
+    record = {"checked": True, "reason": None, "trained_on": [{}], "items": 2 * items, "duplicates": 0, **seen}
+    record["categories"] = {name: seen if name == "held_out/greedy" else {**seen, "contaminated": 0} for name in names}
+    _summary(run, "held-out", categories, {}, rows, metrics=held_out.METRICS, contamination=record)
+    wrong = [row | HOSTILE for row in rows if row["failure_kind"]]
+    shown = [examples.Shown(HOSTILE["why"], HOSTILE["why"], HOSTILE["why"]) for _ in wrong]
+    chosen = examples.choose(wrong, shown)
+    files.write_json_lines(run.directory.evaluation("held-out") / "examples.jsonl", chosen)
     one = {"n": 50, "correct": 20, "accuracy": 0.4, "interval": [0.3, 0.5], "parse_failures": 1, "over_length": 0}
     _summary(run, "bfcl-synthetic", {"simple": one}, {"overall": 0.4}, [])
     if "api-bank" in run.evaluations:
@@ -128,6 +140,10 @@ def _item(split: str, mode: str, number: int, chance: float, random: np.random.G
     opportunities = [["name"], ["think", "arguments"], []][number % 3] if tool else []
     return {
         "id": f"{split}-{number}",
+        "category": f"{split}/{mode}",
+        "overlap": "question_and_tools" if (split, mode, number) == ("held_out", "greedy", 0) else None,
+        "failure_kind": None if right or not tool else ("tool name", "number of calls")[number % 2],
+        "why": None if right or not tool else "calls book_table, expected book_hotel",
         "split": split,
         "mode": mode,
         "kind": "one_call" if tool else "no_tool",

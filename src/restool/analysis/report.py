@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from restool import algorithms, files
 from restool.analysis import experiment as experiments
-from restool.analysis import findings, report_tables, samples, tables
+from restool.analysis import findings, report_evaluation, report_tables, samples, tables
 from restool.analysis.entropy import REGIONS
 from restool.analysis.experiment import Experiment
 from restool.core.errors import RunError
@@ -56,6 +56,7 @@ def _context(experiment: Experiment, index: dict[str, Any], frames: dict[str, pd
         "tables": report_tables.results(experiment, frames),
         "claims": report_tables.claims(frames["claims"]),
         "benchmarks": report_tables.benchmarks(frames["benchmarks"]),
+        "evaluation": report_evaluation.context(experiment),
         "lemma": report_tables.lemma2(experiment),
         "figures": [_figure(experiment, name, entry) for name, entry in index["figures"].items()],
         "missing_figures": index["missing_figures"],

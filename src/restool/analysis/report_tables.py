@@ -162,7 +162,7 @@ def claims(frame: pd.DataFrame) -> Table:
 
 def benchmarks(frame: pd.DataFrame) -> list[Table]:
     """Two tables a benchmark: the totals (and what was not run, and why), then every category, folded."""
-    head = ["run", "category", "right", "accuracy [Wilson 95 %]", "unparsable / too long"]
+    head = ["run", "category", "right", "accuracy [Wilson 95 %]", "unparsable / too long", "seen in training"]
     made = []
     for benchmark, group in frame.groupby("benchmark", sort=False):
         is_total = group["category"].map(lambda name: pd.isna(name) or name.startswith("="))
@@ -183,7 +183,17 @@ def _benchmark_row(row: Any) -> list[Any]:
     reason = "" if pd.isna(row.not_run) or not row.not_run else f"not run: {row.not_run}"
     count = "" if pd.isna(row.n) else f"{int(row.correct)} / {int(row.n)}"
     failures = "" if pd.isna(row.parse_failures) else f"{int(row.parse_failures)} / {int(row.over_length or 0)}"
-    return [row.run, category, count, reason or _value(row.accuracy, row.low, row.high), failures]
+    return [row.run, category, count, reason or _value(row.accuracy, row.low, row.high), failures, _seen(row)]
+
+
+def _seen(row: Any) -> str:
+    """``contaminated: 3 of 400 items (0.412 without)``; "" where nothing was checked."""
+    if pd.isna(row.contaminated):
+        return ""
+    if not row.contaminated:
+        return "0"
+    rest = "" if pd.isna(row.accuracy_of_rest) else f" ({row.accuracy_of_rest:.3f} without)"
+    return f"contaminated: {int(row.contaminated)} of {int(row.n)} items{rest}"
 
 
 def lemma2(experiment: Experiment) -> Table | None:

@@ -123,6 +123,9 @@ def differences(experiment: Experiment, score: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "detectable"])
 
 
+_SEEN = ("contaminated", "accuracy_of_rest")
+
+
 def benchmarks(experiment: Experiment) -> pd.DataFrame:
     """API-Bank and BFCL by run and category with Wilson intervals; what was not run says why."""
     rows = []
@@ -131,7 +134,7 @@ def benchmarks(experiment: Experiment) -> pd.DataFrame:
             if benchmark != "held-out":
                 rows += [run.labels | {"benchmark": benchmark} | row for row in _benchmark(run, benchmark)]
     columns = ["run", *GROUP, "seed", "benchmark", "category", "n", "correct", "accuracy", "low", "high"]
-    return pd.DataFrame(rows, columns=[*columns, "parse_failures", "over_length", "not_run"])
+    return pd.DataFrame(rows, columns=[*columns, "parse_failures", "over_length", *_SEEN, "not_run"])
 
 
 def runs(experiment: Experiment) -> pd.DataFrame:
@@ -261,7 +264,10 @@ def _benchmark(run: Run, benchmark: str) -> list[dict[str, Any]]:
     for name, category in summary["categories"].items():
         share = comparison.wilson(category["correct"], category["n"])
         counts = {key: category.get(key) for key in ("n", "correct", "parse_failures", "over_length")}
-        rows.append({"category": name, **counts, "accuracy": share.mean, "low": share.low, "high": share.high})
+        seen = ((summary.get("contamination") or {}).get("categories") or {}).get(name) or {}
+        of_rest = {"contaminated": seen.get("contaminated"), "accuracy_of_rest": seen.get("rest", {}).get("accuracy")}
+        share = {"accuracy": share.mean, "low": share.low, "high": share.high}
+        rows.append({"category": name, **counts, **share, **of_rest})
     for name, value in summary.get("aggregates", {}).items():
         low, high = (summary.get("intervals") or {}).get(name) or (None, None)
         reason = "" if value is not None else "a category that it needs was not run"

@@ -87,8 +87,11 @@ def get(name: str, overrides: dict[str, Any] | None = None) -> Benchmark:
 
 
 def definition_hash(name: str) -> str:
-    """Changes with the benchmark's file, so that the workflow evaluates again."""
-    return files.content_hash(get(name).settings.model_dump(mode="json"))
+    """Changes with the benchmark's file and its questions, so that the workflow evaluates again."""
+    settings = get(name).settings
+    asked = Path(settings.questions) if settings.questions else None
+    questions = files.sha256(asked) if asked and asked.is_file() else None
+    return files.content_hash([settings.model_dump(mode="json"), questions])
 
 
 def _folder() -> Path:

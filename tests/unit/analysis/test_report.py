@@ -97,6 +97,29 @@ def test_model_output_is_shown_as_text(analyzed: Path) -> None:
     assert "alert(1)" not in text.replace("&lt;script&gt;alert(1)", "")
 
 
+def test_failures_are_counted_and_wrong_answers_can_be_read(analyzed: Path) -> None:
+    text = (analyzed / "report.html").read_text()
+    section = text[text.index('id="failures"') : text.index('id="claims"')]
+    items = [run.items("held-out") for run in load(analyzed).runs if run.method == "grpo"]
+    cell = [item for rows in items for item in rows if item["category"] == "held_out/greedy"]
+    share = 100 * sum(item["failure_kind"] == "tool name" for item in cell) / len(cell)
+    assert "held-out: kinds of failure by method and category" in section
+    assert f"{share:.1f}</span>" in section
+    assert "Wrong answers to read" in section
+    assert "&lt;b id=pwned&gt;" in section
+    assert "alert(2)&gt;" in section
+    assert "<b id" not in section
+    assert "\x1b" not in section
+    assert "\u202e" not in section
+
+
+def test_seen_items_are_flagged_at_the_head_and_in_the_tables(analyzed: Path) -> None:
+    text = (analyzed / "report.html").read_text()
+    head = text[text.index("<header>") : text.index("</header>")]
+    assert "held-out: contaminated: 1 of 120 items (question and tools 1, question 0)" in head
+    assert "contaminated: 1 of 60 items" in text[text.index('id="seen"') :]
+
+
 def test_every_answer_can_be_seen_under_every_weighting(analyzed: Path) -> None:
     text = (analyzed / "report.html").read_text()
     section = text[text.index('id="answers"') : text.index('id="methods"')]
