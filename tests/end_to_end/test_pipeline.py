@@ -33,7 +33,7 @@ def test_one_command_leads_to_a_report(finished_clone):
     assert "test of the pipeline" in report
     for run in RUNS:
         assert (results / "runs" / run / "done.json").exists()
-        for benchmark in ("held-out", "bfcl-synthetic"):
+        for benchmark in ("held-out", *(["bfcl-synthetic"] if run.endswith("s0") else [])):
             summary = json.loads((results / "runs" / run / "eval" / benchmark / "summary.json").read_text())
             assert summary["complete"], (run, benchmark, summary)
     assert json.loads((results / "analysis/variance.json").read_text())
@@ -71,10 +71,10 @@ def test_second_call_has_nothing_to_do_and_still_says_where_the_report_is(finish
 
 
 def test_stopped_and_killed_in_the_middle_the_same_command_resumes_and_ends_the_same(finished_clone, clone):
-    """Ctrl-C, then kill -9 of all processes, then kill -9 of the wrapper alone, each at another stage."""
+    """Ctrl-C, then kill -9 of all processes, then kill -9 of the wrapper alone, each at another stage; of one seed."""
     shutil.copytree(finished_clone.path / "results/prepared", clone.path / "results/prepared")
-    command = clone.reproduce("test")
-    sft, *rl = RUNS
+    command = clone.reproduce("test", "--config", 'overrides=["experiment.matrix.seeds=[0]"]')
+    sft, *rl = runs = [run for run in RUNS if run.endswith("s0")]
 
     output = stop_when(clone, command, lambda: has_lines(clone, sft, 45), signal.SIGINT, os.killpg)
     assert "The same command goes on from here." in output
@@ -87,7 +87,7 @@ def test_stopped_and_killed_in_the_middle_the_same_command_resumes_and_ends_the_
 
     done = clone.call(*command, timeout=500)
     assert done.status == 0, done.output
-    for run in RUNS:
+    for run in runs:
         assert metrics(clone, run) == metrics(finished_clone, run), run
         items = f"results/test/runs/{run}/eval/held-out/items.jsonl"
         assert (clone.path / items).read_bytes() == (finished_clone.path / items).read_bytes()
