@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from restool import files, seals
+from restool import files, preparation, seals
 from restool.experiments import Plan, PlannedRun
 from restool.runs import RunDirectory
 
@@ -29,7 +29,11 @@ def damaged(plan: Plan) -> dict[Path, str]:
 def _problems(plan: Plan) -> Iterator[tuple[Path, str]]:
     for prepared in plan.prepared_ids:
         manifest = plan.prepared_path(prepared) / "manifest.json"
-        yield from ((manifest, problem) for problem in _sealed(manifest, manifest.parent, "sealed"))
+        problems = _sealed(manifest, manifest.parent, "sealed")
+        yield from ((manifest, problem) for problem in problems)
+        settings = plan.prepared_ids[prepared].settings
+        if not problems and manifest.exists() and preparation.can_be_completed(settings, manifest.parent):
+            yield manifest, "API-Bank, which the data was prepared without, can be had now"
     for run in plan.runs:
         yield from _run_problems(plan, run)
     stamp, index = plan.directory / ANALYZED, plan.directory / "analysis" / "index.json"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from restool import files, seals
 from restool.core.errors import DataError, ModelError
 from restool.data import api_bank, bfcl_export, overlap, rows
-from restool.data.fetch import Fetcher, Unreachable, mirror_folder
+from restool.data.fetch import API_BANK, Fetcher, Unreachable, mirror_folder
 from restool.data.rows import DataSet, Demonstration, Row
 from restool.settings import RunSettings
 
@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 _VERSION = 2  # raise when the same settings come to mean other data, or other files
 _NOT_CONTENT = {"mirror"}  # where files are looked for says nothing about what they hold
 _ENCODED_AT_ONCE = 1000
+_HOW_TO_ADD = "`restool prepare` adds it once it can be had, and so does the workflow once RESTOOL_MIRROR has it"
 
 
 def prepared_id(settings: RunSettings) -> str:
@@ -101,7 +102,30 @@ def _existing(out: Path, settings: RunSettings, report: Report) -> dict[str, Any
     if settings.model.tiny and not (out / "model" / "config.json").is_file():
         report(f"{out / 'model'} is missing; preparing the data again")
         return None
+    if _lacks_api_bank(manifest) and _reaches_api_bank(settings, out):
+        report("API-Bank can be had now; preparing the data again")
+        return None
     return manifest
+
+
+def can_be_completed(settings: RunSettings, out: Path) -> bool:
+    """Whether ``out`` was prepared without API-Bank and a mirror or an earlier download has it now (no network)."""
+    if not _lacks_api_bank(files.read_json(out / MANIFEST)):
+        return False
+    fetcher = Fetcher(mirror_folder(settings.data.mirror), _cache(out), lambda line: None)
+    return all(fetcher.has(file) for file in API_BANK.values())
+
+
+def _lacks_api_bank(manifest: dict[str, Any]) -> bool:
+    return not manifest["benchmarks"]["api_bank"]["available"]
+
+
+def _reaches_api_bank(settings: RunSettings, out: Path) -> bool:
+    fetcher = Fetcher(mirror_folder(settings.data.mirror), _cache(out), lambda line: None, attempts=1)
+    try:
+        return all(fetcher.get(file) for file in API_BANK.values())
+    except Unreachable:
+        return False
 
 
 def _clear(out: Path) -> None:
@@ -158,7 +182,7 @@ def _api_bank(settings: RunSettings, fetcher: Fetcher, folder: Path, report: Rep
         if not settings.data.optional_benchmarks:
             raise
         report(f"going on without API-Bank: {error}")
-        return {"available": False, "reason": f"{error}; to add it, delete the prepared data", "path": None}
+        return {"available": False, "reason": f"{error}; {_HOW_TO_ADD}", "path": None}
     return {"available": True, "reason": None, "path": str(path)}
 
 

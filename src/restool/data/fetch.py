@@ -89,6 +89,11 @@ class Fetcher:
         """The verified content if the mirror or the cache has it; the network is not asked."""
         return self._from_mirror(file) or self._from_cache(file)
 
+    def has(self, file: Published) -> bool:
+        """Whether mirror or cache have a copy, verified or not; nothing is read."""
+        paths = [self.mirror / name for name in (file.name, file.upstream)] if self.mirror else []
+        return any(path.is_file() for path in [*paths, *([self.cache / file.name] if self.cache else [])])
+
     def _from_mirror(self, file: Published) -> bytes | None:
         for name in (file.name, file.upstream) if self.mirror else ():
             path = self.mirror / name

@@ -206,3 +206,18 @@ def test_a_model_of_ones_own_measures_with_its_tokenizer_and_is_not_copied(small
     with pytest.raises(ModelError, match=r"cannot get the model .*nothing") as caught:
         prepare(small_run.model_copy(update={"model": broken}), tmp_path / "broken", report=quiet)
     assert "\n" not in str(caught.value)
+
+
+def test_api_bank_is_added_once_it_can_be_had_and_nothing_else_changes(small_run, real_data, tmp_path, monkeypatch):
+    out = tmp_path / "prepared" / "data"
+    without = prepare(small_run, out, report=quiet)
+    assert not preparation.can_be_completed(small_run, out)
+    monkeypatch.setenv("RESTOOL_MIRROR", str(real_data))
+    assert preparation.can_be_completed(small_run, out)
+    lines: list[str] = []
+    completed = prepare(small_run, out, report=lines.append)
+    assert any("API-Bank can be had now" in line for line in lines)
+    assert completed["benchmarks"]["api_bank"]["available"]
+    assert (out / "benchmarks" / "api_bank" / "level-1-api_processed.json").exists()
+    assert completed["fingerprint"] == without["fingerprint"]
+    assert not preparation.can_be_completed(small_run, out)
