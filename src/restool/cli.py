@@ -351,15 +351,43 @@ def _evaluation_command(benchmark: str) -> click.Command:
     return typer.main.get_command(single)
 
 
+CROSSCHECK = "bfcl-crosscheck"
+
+
+def _crosscheck_command() -> click.Command:
+    single = typer.Typer(add_completion=False)
+
+    @single.command(name=CROSSCHECK)
+    def command(
+        out: Annotated[Path, typer.Argument(help="folder of an evaluation (--out of restool evaluate bfcl)")],
+    ) -> None:
+        """Score the answers of a BFCL evaluation with BFCL's own runner, unmodified; fail where it differs from us."""
+        from restool.evaluation.bfcl import crosscheck
+
+        outcome = crosscheck.crosscheck(out, report=report)
+        rows = [
+            {"category": name, "n": c["n"], "ours": c["ours"], "official": c["official"]}
+            for name, c in outcome["categories"].items()
+        ]
+        _print_rows(f"right answers, ours and bfcl-eval {outcome['bfcl_eval']}", rows)
+        if not outcome["equal"]:
+            raise EvaluationError(f"{out}: {crosscheck.differences(outcome)} (see {out / 'crosscheck.json'})")
+        print("equal in every entry")
+
+    return typer.main.get_command(single)
+
+
 class Benchmarks(typer.core.TyperGroup):
-    """The verbs of `restool evaluate`: whatever configs/benchmark holds, read when somebody asks."""
+    """The verbs of `restool evaluate`: whatever configs/benchmark holds, read when somebody asks, and one check."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         from restool.evaluation import benchmarks
 
-        return benchmarks.names()
+        return [*benchmarks.names(), CROSSCHECK]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == CROSSCHECK:
+            return _crosscheck_command()
         return _evaluation_command(cmd_name) if cmd_name in self.list_commands(ctx) else None
 
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import ast
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bfcl_texts import answer, multi_turn_oracle, read_rows
 
 from restool import environments
 
@@ -22,59 +22,20 @@ def bfcl_oracle(bfcl_data: Path):
     """category → {id: the answer that the official ground truth asks for; in multi-turn, answers by turn and step}."""
 
     def oracle(category: str) -> dict[str, Any]:
-        entries = _rows(bfcl_data / f"BFCL_v4_{category}.json")
+        entries = read_rows(bfcl_data / f"BFCL_v4_{category}.json")
         if "multi_turn" in category:
             return multi_turn_oracle(bfcl_data, category)
         if "relevance" in category:
             call = answer([{"name": "f", "parameters": {}}])
             refusal = "<think> nothing fits </think>\n<response> I cannot do that. </response>"
             return {entry["id"]: refusal if "irrelevance" in category else call for entry in entries}
-        truths = _rows(bfcl_data / "possible_answer" / f"BFCL_v4_{category}.json")
+        truths = read_rows(bfcl_data / "possible_answer" / f"BFCL_v4_{category}.json")
         return {
             entry["id"]: answer([_call(gold, entry["function"], category) for gold in truth["ground_truth"]])
             for entry, truth in zip(entries, truths, strict=True)
         }
 
     return oracle
-
-
-DONE = "<think> x </think>\n<response> Done. </response>"
-
-
-def multi_turn_oracle(data: Path, category: str) -> dict[str, list[list[str]]]:
-    """All calls of a turn in one answer, then an answer without calls."""
-    truths = _rows(data / "possible_answer" / f"BFCL_v4_{category}.json")
-    order = parameter_order(data)
-    return {
-        truth["id"]: [
-            [answer([json_call(call, order) for call in turn])] * bool(turn) + [DONE] for turn in truth["ground_truth"]
-        ]
-        for truth in truths
-    }
-
-
-def parameter_order(data: Path) -> dict[str, list[str]]:
-    """Function → its parameters in order: some official calls give them by position."""
-    documents = [row for path in sorted((data / "multi_turn_func_doc").glob("*.json")) for row in _rows(path)]
-    return {row["name"]: list(row["parameters"]["properties"]) for row in documents}
-
-
-def json_call(source: str, order: dict[str, list[str]]) -> dict[str, Any]:
-    """A call of the official ground truth as a model writes it."""
-    call = ast.parse(source, mode="eval").body
-    assert isinstance(call, ast.Call)
-    name = ast.unparse(call.func)
-    given = dict(zip(order[name], map(ast.literal_eval, call.args), strict=False))
-    given |= {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    return {"name": name, "parameters": given}
-
-
-def answer(calls: list[dict[str, Any]]) -> str:
-    return "<think> x </think>\n<tool_call>\n" + "\n".join(map(json.dumps, calls)) + "\n</tool_call>"
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _call(gold: dict[str, Any], functions: list[dict[str, Any]], category: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from restool import environments, files
 from restool.core.errors import EvaluationError
+from restool.evaluation import items
 from restool.evaluation.bfcl import results
 from restool.evaluation.bfcl.fenced.decoding import clean
 
@@ -42,26 +43,30 @@ def crosscheck(out: Path, *, report: Callable[[str], None]) -> dict[str, Any]:
         "bfcl_eval": environments.packages(ENVIRONMENT)["bfcl-eval"],
         "equal": not any(row["differing"] for row in compared.values()),
         "categories": compared,
-        "left_out": {name: len(items) - len(rows.get(name, ())) for name, items in ours.items()},
+        "left_out": {name: len(listed) - len(rows.get(name, ())) for name, listed in ours.items()},
     }
     files.write_json(out / "crosscheck.json", outcome)
     return outcome
 
 
+def differences(outcome: dict[str, Any]) -> str:
+    """The entries that the two judge differently, in a few words."""
+    differing = {name: row["differing"] for name, row in outcome["categories"].items() if row["differing"]}
+    return "; ".join(f"{len(ids)} entries of {name} differ ({items.some(ids)})" for name, ids in differing.items())
+
+
 def _ours(out: Path, categories: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in categories}
     for row in files.read_json_lines(out / "items.jsonl"):
+        if row["error_type"] in UNANSWERED and row["correct"]:
+            raise EvaluationError(f"{out}: '{row['id']}' was not answered, and counts as right")
         found[row["category"]][row["id"]] = row
-    for category in found.values():
-        for row in category.values():
-            if row["error_type"] in UNANSWERED and row["correct"]:
-                raise EvaluationError(f"{out}: '{row['id']}' was not answered, and counts as right")
     return found
 
 
 def _answers(folder: Path, ours: Mapping[str, Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Category → id → result, of what was answered."""
-    found, faults = results.read(folder, {name: list(items) for name, items in ours.items()}, allow_missing=True)
+    found, faults = results.read(folder, {name: list(listed) for name, listed in ours.items()}, allow_missing=True)
     if faults:
         raise EvaluationError("; ".join(faults.values()))
     answered = {
@@ -72,7 +77,7 @@ def _answers(folder: Path, ours: Mapping[str, Mapping[str, dict[str, Any]]]) -> 
 
 
 def _left(ours: Mapping[str, Any], rows: Mapping[str, Any]) -> bool:
-    return any(len(rows.get(name, ())) < len(items) for name, items in ours.items())
+    return any(len(rows.get(name, ())) < len(listed) for name, listed in ours.items())
 
 
 def _official(python: Path, rows: Mapping[str, Mapping[str, Any]], *, partial: bool) -> dict[str, dict[str, Any]]:
