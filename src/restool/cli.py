@@ -365,11 +365,11 @@ def _crosscheck_command() -> click.Command:
         from restool.evaluation.bfcl import crosscheck
 
         outcome = crosscheck.crosscheck(out, report=report)
-        rows = [
-            {"category": name, "n": c["n"], "ours": c["ours"], "official": c["official"]}
-            for name, c in outcome["categories"].items()
-        ]
-        _print_rows(f"right answers, ours and bfcl-eval {outcome['bfcl_eval']}", rows)
+        title = f"right answers, ours and those of bfcl-eval {outcome['bfcl_eval']}"
+        table = Table("category", "n", "ours", "official", title=title)
+        for name, c in outcome["categories"].items():
+            table.add_row(name, str(c["n"]), str(c["ours"]), str(c["official"]))
+        _console().print(table)
         if not outcome["equal"]:
             raise EvaluationError(f"{out}: {crosscheck.differences(outcome)} (see {out / 'crosscheck.json'})")
         print("equal in every entry")

@@ -84,7 +84,8 @@ class Scripted(BaseHandler):
         return made
 
 
-scripts = json.load(open(sys.argv[1]))
+with open(sys.argv[1]) as file:
+    scripts = json.load(file)
 handler = Scripted("restool", 0.0, "restool", False)
 outcome = {}
 for category in sys.argv[3:]:

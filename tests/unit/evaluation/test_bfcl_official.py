@@ -204,7 +204,8 @@ def test_an_answer_that_ends_the_official_runner_is_an_error(official, bfcl_orac
         {"name": "open", "parameters": {"file": str(pwned), "mode": "w"}},
         {"name": "__import__('sys').exit", "parameters": {}},
     ]
-    found = bfcl_oracle("multi_turn_base") | {"multi_turn_base_3": [[answer(calls)], [], []]}
+    found = bfcl_oracle("multi_turn_base")
+    found["multi_turn_base_3"] = [[answer(calls)] for _ in found["multi_turn_base_3"]]
     summary, out = _evaluated({"multi_turn_base": found}, settings, tmp_path)
     assert summary["categories"]["multi_turn_base"]["correct"] == 199
     with pytest.raises(EvaluationError, match="ended without a score for multi_turn_base"):
