@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from restool.evaluation.bfcl.fenced.decoding import TEXT_CAP, decode, illegal
+from restool.evaluation.bfcl.fenced.decoding import TEXT_CAP, decode, executable, illegal
 
 CALL = '{"name": "f", "parameters": {"x": 1}}'
 F = [{"f": {"x": 1}}]
@@ -85,3 +85,34 @@ def test_allow_list_passes_everything_documented(bfcl_data):
             row = json.loads(line)
             for function in row.get("function", [row] if "parameters" in row else []):
                 assert illegal([{function["name"]: function["parameters"]["properties"]}]) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "sources"),
+    [
+        (CALL, ["f(x=1)"]),
+        (f"{CALL}\nnot JSON\n5\n{CALL}", ["f(x=1)"] * 2),
+        ('{"name": "f", "parameters": {"a": "it\'s", "b": [1.0, null, true], "c": {"d": "\\n"}}}', [
+            "f(a=\"it's\", b=[1.0, None, True], c={'d': '\\n'})"
+        ]),
+        ('{"name": "f", "arguments": {"x": 1}}', ["f()"]),
+        ('{"parameters": {"x": 1}}', ["(x=1)"]),
+        ('{"name": "NONE ", "parameters": {}}', []),
+        ("f(x=1)", []),
+    ],
+)  # fmt: skip
+def test_calls_that_are_run(lines, sources):
+    """The handler's second decoder: a missing name or missing parameters do not stop it."""
+    found = executable(f"<tool_call>\n{lines}\n</tool_call>")
+    assert [source for _, _, source in found.calls] == sources
+    assert not found.undecodable
+
+
+@pytest.mark.parametrize(
+    "value", ['"name": 5', '"name": null', '"name": "f", "parameters": [1]', '"name": "f", "parameters": null']
+)
+def test_a_wrong_type_makes_the_whole_answer_undecodable(value):
+    found = executable(f"<tool_call>\n{CALL}\n{{{value}}}\n</tool_call>")
+    assert found.undecodable
+    assert found.unreadable
+    assert found.calls == []

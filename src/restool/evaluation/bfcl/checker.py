@@ -53,7 +53,7 @@ class Checker:
         self.restarts = -1
         self._python = environments.python("bfcl")
         self._worker: WorkerProcess
-        self._reached: dict[str, int] = {}
+        self._ran: dict[str, list[str]] = {}
 
     def __enter__(self) -> Checker:
         self._start()
@@ -109,8 +109,7 @@ class Checker:
 
         def request(category: str, entry: str, texts: list[str]) -> Callable[[], dict[str, Any]]:
             def made() -> dict[str, Any]:
-                known = self._reached.pop(entry, None)
-                before = len(texts) - 1 if known == len(texts) - 1 else 0
+                before = len(texts) - 1 if self._ran.pop(entry, None) == texts[:-1] else 0
                 told = {"op": "step", "category": category, "id": entry}
                 return told | {"before": before, "texts": _cut_all(texts[before:])}
 
@@ -119,7 +118,7 @@ class Checker:
         def settle(i: int, reply: Reply) -> None:
             if "failure" not in reply:
                 _, entry, texts = answers[i]
-                self._reached[entry] = len(texts) if reply["calls"] else len(texts) - 1
+                self._ran[entry] = texts if reply["calls"] else texts[:-1]
 
         return [{"failure": None, **reply} for reply in self._ask([request(*a) for a in answers], settle=settle)]
 
@@ -174,7 +173,7 @@ class Checker:
             "file_bytes": limits.file_bytes,
         }
         self._worker = WorkerProcess(self._python, options, limits.start_seconds)
-        self._reached = {}
+        self._ran = {}
         self.restarts += 1
 
 

@@ -28,6 +28,10 @@ def score(
         report(f"{BENCHMARK}: scoring {category}, {len(ids[category])} answers")
         judge = episode_items if category in aggregates.MULTI_TURN else single_turn_items
         rows += judge(checker, category, {name: answers.get(name) for name in ids[category]})
+    for row in rows:
+        where = f"turn {row['turn'] + 1}: " if row.get("turn") is not None else ""
+        row["failure_kind"] = None if row["correct"] else row["error_type"]
+        row["why"] = None if row["correct"] else f"{where}{row['error'] or row['error_type']}"
     return rows, {**checker.description, "fence": checker.fence()}
 
 
