@@ -17,10 +17,10 @@ from restool.core.errors import ConfigurationError, nearest
 NEEDS = {
     "demonstrations": "prepare data that has an sft split",
     "groups": "sample at least two answers per prompt (training.rl.samples=2 or more)",
-    "offsets": "use a backend that decodes sampled ids to text with character offsets (backend=local)",
-    "entropy": "use a backend whose sampler returns token entropies (backend=local)",
+    "offsets": "use a backend that decodes sampled ids to text with character offsets (backend=local or verl)",
+    "entropy": "use a backend whose sampler returns token entropies (backend=local or verl)",
     "critic": "set training.rl.critic_learning_rate (released value: 1e-5); the critic is a second model in memory",
-    "reference": "use a backend that keeps a frozen reference model, a second model in memory (backend=local)",
+    "reference": "use a backend that keeps a frozen reference model, a second model in memory (backend=local or verl)",
     "beta": "set method.beta_prompts to how many prompts of each step measure it (at least 1), or method.weights.beta "
     "to one value per region, as `restool analyze variance` measures them",
     "binary": "use a data set whose labels have tool calls; success is format 1 and correctness 3",
@@ -55,6 +55,18 @@ class Algorithm:
         from restool.core.surrogates import HOMOGENEOUS
 
         return self.surrogate in HOMOGENEOUS
+
+    @property
+    def verl(self) -> tuple[str, ...]:
+        """How the backend verl can carry the method's token weights; empty: it cannot train it with reinforcement.
+
+        ``advantages``: folded into them, which is exact; ``policy_loss``: through a loss of ours, whose normaliser is
+        that of verl's micro-batches (the released one).
+        """
+        if self.kind != "rl" or not self.foldable:
+            return ()
+        by_micro_batch = self.aggregate == "weighted_token_mean" and self.surrogate == "ppo_clip"
+        return ("advantages", "policy_loss") if by_micro_batch else ("advantages",)
 
 
 def _rl(id: str, title: str, paper: str, summary: str, **fields: object) -> Algorithm:

@@ -203,10 +203,25 @@ class TrainingSettings(Settings):
     rl: RLSettings
 
 
+class VerlSettings(Settings):
+    """How verl and vLLM are laid out over devices."""
+
+    environment: Literal["verl-cpu", "verl-gpu"] = Field(description="isolated environment (restool env build NAME)")
+    nodes: int = Field(gt=0)
+    gpus_per_node: int = Field(gt=0, description="on a CPU: 1, the machine itself")
+    tensor_parallel: int = Field(gt=0, description="devices that hold one copy of the model when vLLM answers")
+    memory_share: float = Field(gt=0, lt=1, description="of a device's memory, for vLLM")
+    offload: bool = Field(description="weights and optimiser state wait in main memory while they are not needed")
+    remove_padding: bool = Field(description="train on packed sequences; needs flash-attention")
+    workers: int = Field(gt=0, description="processes that send prompts, and as many that compute rewards")
+    overrides: list[str] = Field([], description="further Hydra overrides of verl's own configuration")
+
+
 class BackendSettings(Settings):
     name: Literal["local", "verl"]
     device: Literal["auto", "cpu", "cuda"]
     threads: int = Field(gt=0, description="CPU threads of one training process; one is bit-reproducible")
+    verl: VerlSettings | None = None
 
 
 class DecodingSettings(Settings):

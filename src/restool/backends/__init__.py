@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from restool import algorithms
-from restool.core.errors import ConfigurationError
 from restool.runs import RunDirectory
 from restool.settings import RunSettings
 
@@ -20,14 +18,15 @@ def train(
 
 
 def check(settings: RunSettings) -> None:
-    """ConfigurationError if the backend does not offer what the method needs; costs nothing, launches nothing."""
-    offered = _chosen(settings).offers(settings)
-    algorithms.check(settings.method.algorithm, offered, settings.method.weights)
+    """ConfigurationError if the backend cannot do what the settings say; costs nothing, launches nothing."""
+    _chosen(settings).check(settings)
 
 
 def _chosen(settings: RunSettings) -> ModuleType:
-    if settings.backend.name != "local":
-        raise ConfigurationError(f"backend '{settings.backend.name}' cannot train yet; use backend=local")
+    if settings.backend.name == "verl":
+        from restool.backends import verl
+
+        return verl
     from restool.backends import local
 
     return local

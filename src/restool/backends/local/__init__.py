@@ -14,7 +14,7 @@ from restool import algorithms
 from restool.runs import RunDirectory
 from restool.settings import RunSettings
 
-__all__ = ["offers", "train"]
+__all__ = ["check", "offers", "train"]
 
 
 def train(
@@ -30,8 +30,8 @@ def train(
     Leaves metrics.jsonl, rollouts.jsonl (RL), model/ and, last, done.json in the run directory. Raises a RestoolError
     for a method whose needs are not met, a broken start model, missing data or a full disk.
     """
+    check(settings)
     record = algorithms.get(settings.method.algorithm)
-    algorithms.check(record, offers(settings), settings.method.weights)
     if run.is_done:
         report(f"{run.id} is finished already")
         return
@@ -48,6 +48,11 @@ def train(
         sft.train(session, record, prepared)
     else:
         rl.train(session, record, prepared)
+
+
+def check(settings: RunSettings) -> None:
+    """ConfigurationError if the method needs what this backend does not offer."""
+    algorithms.check(settings.method.algorithm, offers(settings), settings.method.weights)
 
 
 def offers(settings: RunSettings) -> set[str]:

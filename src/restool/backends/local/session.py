@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from restool.backends.local import checkpoints
+from restool.backends.progress import Progress
 from restool.files import JsonLinesWriter
 from restool.models import loading
 from restool.runs import RunDirectory
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 Report = Callable[[str], None]
-_LINES = 20  # progress lines of a whole run
 
 
 class Stateful(Protocol):
@@ -63,7 +63,7 @@ class Session:
         holds besides the model. Returns the metrics of all steps.
         """
         begin = self._restore(parts)
-        progress = _Progress(self.report, begin, total)
+        progress = Progress(self.report, begin, total)
         with JsonLinesWriter(self.run.metrics_path) as log:
             for step in range(begin + 1, total + 1):
                 cpu, wall = time.process_time(), time.perf_counter()
@@ -104,24 +104,6 @@ class Session:
         checkpoints.save(self.run, step, {"model": self.model.state_dict(), "spent": self.spent, **state})
 
 
-class _Progress:
-    """A line now and then: where training is, and how long it will take."""
-
-    def __init__(self, report: Report, begin: int, total: int):
-        self._report, self._begin, self._total = report, begin, total
-        self._every = max(1, total // _LINES)
-        self._started = time.perf_counter()
-
-    def show(self, step: int, metrics: dict[str, float]) -> None:
-        if step % self._every and step != self._total:
-            return
-        seconds = (time.perf_counter() - self._started) / (step - self._begin)
-        self._report(
-            f"step {step}/{self._total}{_summary(metrics)} | {_duration(seconds)} a step, "
-            f"{_duration(seconds * (self._total - step))} left"
-        )
-
-
 def recompute_activations(model: PreTrainedModel) -> None:
     """Keep only the layers' inputs for the backward pass: a third more computation, a fraction of the memory.
 
@@ -134,22 +116,6 @@ def recompute_activations(model: PreTrainedModel) -> None:
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
-
-
-def _summary(metrics: dict[str, float]) -> str:
-    text = ""
-    for title, prefix in (("loss", "loss/sft"), ("reward", "reward/"), ("entropy", "entropy/")):
-        found = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
-        if found:
-            text += f" | {title} " + " ".join(f"{name} {value:.2f}".strip() for name, value in found.items())
-    return text
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
 
 
 def _is_number(value: Any) -> bool:

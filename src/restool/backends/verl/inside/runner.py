@@ -1,0 +1,34 @@
+"""The process that steers a run; the same steps as verl's own task runner, with our trainer registered first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import transfer_queue
+from omegaconf import OmegaConf
+from verl.trainer.ppo.v1 import AgentLoopManagerTQ, get_trainer_cls
+from verl.utils.logging_utils import configure_verl_logging
+
+
+@ray.remote
+class TaskRunner:
+    def run(self, config: Any) -> None:
+        from restool.backends.verl.inside import trainer  # noqa: F401 - registers itself
+
+        configure_verl_logging()
+        config.transfer_queue.enable = True
+        OmegaConf.resolve(config)
+        transfer_queue.init(config.transfer_queue)
+        try:
+            chosen = get_trainer_cls(config.trainer.v1.trainer_mode)(config=config)
+            chosen.init()
+            loop = AgentLoopManagerTQ.create(
+                config=config,
+                llm_client=chosen.get_llm_client(),
+                teacher_client=chosen.get_teacher_client(),
+                reward_loop_worker_handles=chosen.get_reward_handles(),
+            )
+            chosen.fit(loop)
+        finally:
+            transfer_queue.close()

@@ -1,0 +1,184 @@
+"""One training run in the isolated environment, from this process's point of view: begin, watch, end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import restool
+from restool import environments, files
+from restool.backends.progress import Progress
+from restool.backends.verl import cluster, configuration, cpu_only
+from restool.core.errors import ModelError, RunError
+from restool.runs import RunDirectory
+from restool.settings import RunSettings
+
+Report = Callable[[str], None]
+PROGRAM = "restool.backends.verl.inside.main"
+_LOOK_EVERY_S = 2.0
+_SAYS_GOODBYE_S = 30.0
+
+
+def train(run: RunDirectory, settings: RunSettings, prepared: Path, start: str | Path, report: Report) -> None:
+    """Train with verl, or resume from its last checkpoint; leaves the finished run directory."""
+    chosen = configuration.verl(settings)
+    python = environments.python(chosen.environment)
+    folder = model_folder(start, settings.model.revision)
+    begin = _cut_back(run)
+    if begin:
+        report(f"{run.id}: resuming after step {begin}")
+    merged = run.checkpoints / "merged.pt"
+    request = request_of(settings, run.path, prepared, folder) | {"merged": str(merged.resolve())}
+    path = run.path / "verl.json"
+    started = time.perf_counter()
+    if not merged.exists():
+        files.write_json(path, request)
+        with cluster.ray(chosen, python, report) as address:
+            _run([str(python), "-m", PROGRAM, "train", str(path)], run, settings, begin, report, address)
+    _finish(run, settings, folder, merged, time.perf_counter() - started)
+
+
+def request_of(settings: RunSettings, run: Path, prepared: Path, start: Path) -> dict[str, Any]:
+    """What the program in the isolated environment is asked for, as JSON."""
+    run, prepared = run.resolve(), prepared.resolve()
+    return {
+        "name": settings.run_id,
+        "run": str(run),
+        "prepared": str(prepared),
+        "settings": settings.model_dump(mode="json"),
+        "values": configuration.values(settings, run, prepared, start),
+        "overrides": configuration.verl(settings).overrides,
+    }
+
+
+def variables(device: str) -> dict[str, str]:
+    """The environment of the program: ours without its Python path, offline, quiet."""
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    }
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": str(Path(restool.__file__).resolve().parents[1]),
+    }
+    return kept | quiet | (cpu_only.ENVIRONMENT if device == "cpu" else {})
+
+
+def model_folder(start: str | Path, revision: str | None) -> Path:
+    """The folder of a model; one of the hub must have been fetched (`restool prepare`), because jobs run offline."""
+    if Path(start).is_dir():
+        return Path(start).resolve()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(start), revision=revision, local_files_only=True))
+    except Exception as error:  # the hub's own errors
+        raise ModelError(f"{start} has not been fetched; run `restool prepare` where there is a network") from error
+
+
+def _run(
+    command: list[str], run: RunDirectory, settings: RunSettings, begin: int, report: Report, address: str | None
+) -> None:
+    """Start the program, tell what it logs, end it if this process is told to end."""
+    log = run.path / "verl.log"
+    temporary = tempfile.mkdtemp(prefix="restool-ray-")  # short: Ray puts sockets below it
+    environment = variables(settings.backend.device) | {"RAY_TMPDIR": temporary}
+    if address:
+        environment["RAY_ADDRESS"] = address
+    report(f"{run.id}: starting verl (its output: {log})")
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=_end_with_parent,
+        )
+        try:
+            _watch(process, run, settings, begin, report)
+        finally:
+            _end(process)
+    if process.returncode:
+        raise RunError(f"verl ended with status {process.returncode}: {_cause(log)} (all of it: {log})")
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _watch(
+    process: subprocess.Popen[bytes], run: RunDirectory, settings: RunSettings, begin: int, report: Report
+) -> None:
+    progress, told = Progress(report, begin, settings.training.rl.steps), begin
+    while True:
+        ended = process.poll() is not None
+        for row in run.metrics()[told:]:
+            progress.show(row["step"], row)
+            told = row["step"]
+        if ended:
+            return
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()  # Ray stops its processes on this
+        try:
+            process.wait(_SAYS_GOODBYE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _end_with_parent() -> None:
+    """In the child: die when the parent does, however it dies; two runs in one directory would spoil it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _cause(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-400:]
+    errors = [line for line in lines if "Error" in line and "ray::" not in line]
+    return (errors or [line for line in lines if line.strip()] or ["it printed nothing"])[-1].strip()[-300:]
+
+
+def _cut_back(run: RunDirectory) -> int:
+    """The step of the last whole checkpoint; what was logged behind it is done again."""
+    tracker = run.checkpoints / "latest_checkpointed_iteration.txt"
+    step = int(tracker.read_text() or 0) if tracker.exists() else 0
+    if step and not (run.checkpoints / f"global_step_{step}" / "actor").is_dir():
+        step = 0
+        tracker.unlink()
+    for log in (run.metrics_path, run.rollouts_path):
+        if log.exists():
+            files.write_json_lines(log, [row for row in files.read_json_lines(log) if row["step"] <= step])
+    return step
+
+
+def _finish(run: RunDirectory, settings: RunSettings, start: Path, merged: Path, seconds: float) -> None:
+    """Check the log, write the model in Hugging Face format, then done.json; drop the checkpoints last."""
+    metrics = run.metrics()
+    if [row.get("step") for row in metrics] != list(range(1, settings.training.rl.steps + 1)):
+        raise RunError(f"{run.metrics_path} holds {len(metrics)} of {settings.training.rl.steps} steps; see verl.log")
+    import torch
+
+    from restool.models import loading
+
+    model, tokenizer = loading.load(start, dtype=settings.model.dtype)
+    model.load_state_dict(torch.load(merged, weights_only=True, mmap=True))
+    if run.model.exists():  # of a process that was killed between the two
+        shutil.rmtree(run.model)
+    loading.save(model, tokenizer, run.model)
+    final = {name: value for name, value in metrics[-1].items() if name not in ("step", "timestamp")}
+    spent = {"wall_seconds": sum(row["seconds"] for row in metrics), "last_call_seconds": seconds}
+    run.finish({"steps": len(metrics), "metrics": final, "tokens": sum(row["tokens"] for row in metrics), **spent})
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
