@@ -18,7 +18,7 @@ from typing import Any
 
 from restool import algorithms, backends, files
 from restool.core.errors import ConfigurationError, nearest
-from restool.costs import resources
+from restool.costs import resources, verl_layout
 from restool.evaluation import benchmarks
 from restool.preparation import prepared_id
 from restool.settings import ExperimentSettings, MatrixSettings, RunSettings, configs_directory, validate
@@ -43,6 +43,12 @@ class PlannedRun:
     @cached_property
     def settings(self) -> RunSettings:
         return validate(self.config)
+
+    @property
+    def environment(self) -> str | None:
+        """The isolated environment that it trains in; None: ours."""
+        layout = verl_layout(self.config) if self.kind == "rl" else None
+        return layout["environment"] if layout else None
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,13 @@ class Plan:
     def prepared_ids(self) -> dict[str, PlannedRun]:
         """Prepared-data id → a run that uses it."""
         return {run.prepared: run for run in reversed(self.runs)}
+
+    @cached_property
+    def environments(self) -> list[str]:
+        """The isolated environments that its jobs need."""
+        needed = {name for run in self.runs if (name := run.environment)}
+        checkers = {benchmarks.get(name).settings.environment for run in self.runs for name in run.evaluations}
+        return sorted(needed | {name for name in checkers if name})
 
     def run_path(self, run_id: str) -> Path:
         return self.directory / "runs" / self.run(run_id).id

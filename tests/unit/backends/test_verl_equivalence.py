@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 RANKS, STEP, SAMPLES = 2, 3, 4
 CARRIED = [record.id for record in ALGORITHMS.values() if record.kind == "rl" and record.advantage != "gae"]
 EXTRA = {
-    "optimal": ["method.weights.beta={format: 2.0, name: 9.0, arguments: 8.0, think: 4.0, response: 1.0, other: 3.0}"],
+    "optimal": ["+method.weights.beta={format: 2.0, name: 9.0, arguments: 8.0, think: 4.0, response: 1.0, other: 3.0}"],
     "toolrl": ["reward=toolrl"],
     "rest_entropy": ["method.entropy_decay=0.5"],
 }
@@ -48,7 +48,8 @@ def cases(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict
 @pytest.fixture(scope="module")
 def verl_results(cases: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("verl")
-    torch.save(cases, folder / "cases.pt")
+    plain = [{name: value for name, value in case.items() if name != "settings"} for case in cases]
+    torch.save(plain, folder / "cases.pt")
     python = environments.build("verl-cpu")
     script = Path(__file__).parent / "verl_side" / "losses.py"
     done = subprocess.run(
@@ -178,7 +179,7 @@ def _local(case: dict[str, Any]) -> dict[str, Any]:
         "region_BT": batch.region_BT,
         "advantage_BT": advantage_BT,
         "weight_BT": weight_BT,
-        "loss": [float(sum(losses[i : i + per_batch])) for i in range(0, len(losses), per_batch)],
+        "loss": [float(sum(losses[i : i + per_batch]).detach()) for i in range(0, len(losses), per_batch)],
         "gradient_BT": policy_BT.grad,
     }
 

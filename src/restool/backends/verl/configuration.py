@@ -107,7 +107,7 @@ def _data(settings: RunSettings, prepared: Path) -> dict[str, Any]:
         "data.train_batch_size": settings.training.rl.prompts,
         "data.max_prompt_length": settings.data.max_prompt_tokens,
         "data.max_response_length": settings.training.rl.max_new_tokens,
-        "data.truncation": "error",  # longer prompts were dropped and counted when the data were prepared
+        "data.truncation": "error" if settings.data.overlong == "drop" else "left",
         "data.dataloader_num_workers": 0,
         "data.apply_chat_template_kwargs": switches,
     }

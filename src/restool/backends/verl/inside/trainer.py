@@ -97,7 +97,8 @@ class Trainer(PPOTrainerSync):
         """Prompts must be those of the local backend, or rewards and regions would judge other texts."""
         rows = [self._rows[self._row_of_prompt[name]] for name in sampled.uids]
         pairs = [(row.system, row.user) for row in rows]
-        expected = chat.prompt_ids_batch(self.tokenizer, pairs, thinking=self._settings.model.thinking)
+        thinking, kept = self._settings.model.thinking, self._settings.data.kept_ids
+        expected = chat.prompt_ids_batch(self.tokenizer, pairs, thinking=thinking, last=kept)
         for ids, row, found in zip(expected, rows, sampled.prompts, strict=True):
             if ids != found:
                 raise RuntimeError(f"verl made another prompt of row {row.id} than restool: {found[:40]} != {ids[:40]}")

@@ -1,0 +1,151 @@
+"""What can be known about the backend verl without verl: what it refuses, and that folded weights are exact."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import settings
+
+from restool import algorithms, backends
+from restool.algorithms import ALGORITHMS
+from restool.backends.verl import cluster, configuration, folding, launch
+from restool.core.aggregates import AGGREGATES
+from restool.core.errors import ConfigurationError
+from restool.experiments import compose_run, load_plan
+
+ROOT = Path(__file__).resolve().parents[3]
+STEPWISE = ["schedule=step", "backend=verl"]
+VERL = ["backend=verl_cpu", "training.rl.final_learning_rate=1"]
+
+
+@pytest.mark.parametrize("record", [r for r in ALGORITHMS.values() if r.verl], ids=lambda record: record.id)
+def test_folded_weights_give_every_token_its_share(record):
+    generator = torch.Generator().manual_seed(1)
+    mask_BT = torch.arange(9) < torch.tensor([9, 1, 4, 7, 2, 9, 5, 3])[:, None]
+    weight_BT = torch.rand(mask_BT.shape, generator=generator) * (torch.rand(mask_BT.shape, generator=generator) > 0.3)
+    batch_B = folding.mini_batches(8, 2, 4)
+    assert batch_B.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    factor_BT = folding.factors(record, mask_BT, weight_BT * mask_BT, batch_B, 9)
+    loss_BT = torch.randn(mask_BT.shape, generator=generator)
+    for number in (0, 1):
+        rows = batch_B == number
+        native = AGGREGATES[configuration.AGGREGATES[record.aggregate][1]]
+        folded = native((loss_BT * factor_BT)[rows], mask_BT[rows], length=9)
+        ours = algorithms.aggregate(record)(loss_BT[rows], mask_BT[rows], weight_BT[rows], length=9)
+        assert torch.allclose(folded, ours, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("training.rl.final_learning_rate=0.5", "verl has no linear decay"),
+        ("training.rl.minibatches=3", "does not divide"),
+        ("training.rl.micro_tokens=64", "raise it to"),
+        ("training.rl.normaliser_tokens=77", "its own micro-batches"),
+        ("backend.verl=null", "use backend=verl or verl_cpu"),
+    ],
+)
+def test_what_verl_cannot_carry_is_refused_with_the_reason(override, reason):
+    with pytest.raises(ConfigurationError, match=reason):
+        backends.check(settings(*VERL, override))
+
+
+def test_measured_beta_is_refused_and_given_beta_is_not():
+    with pytest.raises(ConfigurationError, match="beta"):
+        backends.check(settings(*VERL, "method=optimal", "method.beta_prompts=1"))
+    given = "+method.weights.beta={format: 1.0, name: 1.0, arguments: 1.0, think: 1.0, response: 1.0, other: 1.0}"
+    backends.check(settings(*VERL, "method=optimal", "method.beta_prompts=0", given))
+
+
+def test_the_released_normaliser_goes_through_the_policy_loss():
+    chosen = settings(*VERL, "method=rest_released", "training.rl.normaliser_tokens=8192")
+    values = configuration.values(chosen, Path("run"), Path("prepared"), Path("model"))
+    assert values["actor_rollout_ref.actor.policy_loss.loss_mode"] == configuration.POLICY_LOSS
+    folded = settings(*VERL, "method=rest_released")
+    values = configuration.values(folded, Path("run"), Path("prepared"), Path("model"))
+    assert values["actor_rollout_ref.actor.policy_loss.loss_mode"] == "vanilla"
+
+
+def test_the_settings_of_the_released_script_reach_verl():
+    chosen = compose_run(
+        ["model=qwen3_1.7b", "method=rest_released", "data=rlla_4k", "training=paper", "reward=rest", *STEPWISE]
+    )
+    values = configuration.values(chosen, Path("run"), Path("prepared"), Path("model"))
+    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    expected = {
+        "data.train_batch_size": 512,
+        "data.max_prompt_length": 2048,
+        "data.max_response_length": 2048,
+        f"{actor}.ppo_mini_batch_size": 64,
+        f"{actor}.use_dynamic_bsz": True,
+        f"{actor}.ppo_max_token_len_per_gpu": 16384,
+        f"{actor}.optim.lr": 1e-6,
+        f"{actor}.use_kl_loss": False,
+        f"{rollout}.n": 4,
+        f"{rollout}.gpu_memory_utilization": 0.5,
+        "algorithm.adv_estimator": "grpo",
+        "trainer.n_gpus_per_node": 8,
+        "trainer.save_freq": 15,
+        "trainer.total_training_steps": 105,
+        "trainer.val_before_train": False,
+    }
+    assert {key: values[key] for key in expected} == expected
+
+
+def test_every_line_of_the_released_script_is_in_the_table():
+    page = (ROOT / "docs" / "verl.md").read_text()
+    table = page[page.index("## Settings of the released script") : page.index("## Devices")]
+    named = set(re.findall(r"`([\w.]+)`", table))
+    assert {name.rpartition(".")[2] for name in RELEASED} <= {name.rpartition(".")[2] for name in named}
+
+
+# fmt: off
+RELEASED = [
+    "EXPERIMENT_NAME", "WITHLENGTH", "REFINEDREWARD", "COARSEREWARD", "STRICTMATCH", "CORRECTMAX1",
+    "MAX1STEP30MAX3", "SCHEDULEREWARD", "SCHEDULELENGTH", "USE_THINKING_SEMANTIC", "data.train_files",
+    "data.val_files", "data.train_batch_size", "data.val_batch_size", "data.max_prompt_length",
+    "data.max_response_length", "actor.optim.lr", "model.use_remove_padding", "actor.ppo_mini_batch_size",
+    "actor.use_dynamic_bsz", "actor.use_kl_loss", "actor.kl_loss_coef", "actor.kl_loss_type",
+    "model.enable_gradient_checkpointing", "rollout.name", "rollout.tensor_model_parallel_size",
+    "rollout.gpu_memory_utilization", "rollout.n", "actor.loss_agg_mode", "ref.fsdp_config.param_offload",
+    "critic.optim.lr", "critic.model.path", "algorithm.kl_ctrl.kl_coef", "algorithm.adv_estimator",
+    "trainer.logger", "trainer.val_before_train", "trainer.n_gpus_per_node", "trainer.nnodes",
+    "trainer.critic_warmup", "trainer.save_freq", "trainer.test_freq", "trainer.project_name",
+    "trainer.experiment_name", "trainer.total_epochs",
+]
+# fmt: on
+
+
+def test_verl_tiny_plans_its_environment_and_its_one_cpu(tmp_path):
+    plan = load_plan("verl_tiny", results=tmp_path, write=False)
+    assert plan.environments == ["verl-cpu"]
+    assert {run.environment for run in plan.runs if run.kind == "rl"} == {"verl-cpu"}
+    assert {run.environment for run in plan.runs if run.kind != "rl"} == {None}
+    assert all(run.resources["gpus"] == 0 for run in plan.runs)
+
+
+def test_logs_behind_the_last_checkpoint_are_cut_back(prepared, tmp_path):
+    from small_runs import begin
+
+    run = begin(tmp_path / "run", prepared, settings(*VERL))
+    run.metrics_path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 5)))
+    (run.checkpoints / "global_step_2" / "actor").mkdir(parents=True)
+    (run.checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
+    assert launch._cut_back(run) == 2
+    assert [row["step"] for row in run.metrics()] == [1, 2]
+    (run.checkpoints / "global_step_2" / "actor").rmdir()  # named, but not there
+    assert launch._cut_back(run) == 0
+    assert run.metrics() == []
+
+
+def test_ray_spans_the_nodes_of_the_allocation():
+    chosen = compose_run(["backend=verl_2nodes", "model=qwen3_1.7b"]).backend.verl
+    head, workers = cluster.commands("/env/bin/ray", "10.0.0.1:6379", chosen)
+    assert head[:3] == ["/env/bin/ray", "start", "--head"]
+    assert "--nodes=1" in workers
+    assert "--address=10.0.0.1:6379" in workers
+    with pytest.raises(Exception, match="--profile slurm"), cluster.ray(chosen, Path("/env/bin/python"), print):
+        pass
