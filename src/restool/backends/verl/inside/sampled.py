@@ -56,11 +56,11 @@ class Sampled:
     @classmethod
     def read(cls, data: TensorDict, tokenizer: Any, recipe: Recipe, step: int) -> Sampled:
         """From the columns of verl's queue; rewards and their parts are those of our reward manager."""
-        uids = [str(name) for name in data["uid"].tolist()]
+        uids = [str(name) for name in _plain(data["uid"])]
         ids = [row.tolist() for row in data["responses"].unbind()]
         mask_BT = _padded(data["response_mask"]).bool()
         totals = data["rm_scores"].to_padded_tensor(0.0).sum(1).tolist()
-        parts = [extra["reward_extra_info"] for extra in data["extra_fields"].tolist()]
+        parts = [extra["reward_extra_info"] for extra in _plain(data["extra_fields"])]
         if wrong := {part["train_step"] for part in parts} - {step}:
             raise RuntimeError(f"rewards of step {step} were computed for step {sorted(wrong)}")
         names = {name: number for number, name in enumerate(dict.fromkeys(uids))}
@@ -94,6 +94,11 @@ def metrics_of_update(metrics: dict[str, Any], timing: dict[str, float]) -> dict
         if name in timing:
             found[f"time/{stage}"] = found.get(f"time/{stage}", 0.0) + timing[name]
     return found
+
+
+def _plain(column: Any) -> list[Any]:
+    """Values that are no tensors; the queue's store decides what holds them."""
+    return column.tolist() if hasattr(column, "tolist") else list(column)
 
 
 def _padded(column: Tensor) -> Tensor:
