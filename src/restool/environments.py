@@ -1,7 +1,7 @@
 """Isolated environments for tools that cannot share ours (design: one file per tool family in ``envs/``).
 
 ``envs/<name>.txt`` is an ordinary pip requirements file; a comment line ``# pip-options: ...`` holds options that
-pip accepts only on its command line. An environment lives in ``.venvs/<name>-<hash of that file>/`` below the
+pip accepts only on its command line, and a line ``# then: ...`` what a further call of pip installs afterwards. An environment lives in ``.venvs/<name>-<hash of that file>/`` below the
 repository (``RESTOOL_ENVS`` names another root), and counts only when its stamp is there, which is written last.
 """
 
@@ -23,6 +23,7 @@ from restool.core.errors import ToolEnvironmentError, nearest
 
 STAMP = "restool-stamp.json"
 _OPTIONS = "# pip-options:"
+_THEN = "# then:"
 
 
 def names() -> list[str]:
@@ -90,12 +91,16 @@ def packages(name: str) -> dict[str, str]:
 def _install(name: str, target: Path) -> None:
     _run([sys.executable, "-m", "venv", str(target)], name)
     pip = [str(_interpreter(target)), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"]
-    _run([*pip, *_pip_options(name), "-r", str(_definition(name))], name)
+    options = [option for line in _marked(name, _OPTIONS) for option in line.split()]
+    _run([*pip, *options, "-r", str(_definition(name))], name)
+    for line in _marked(name, _THEN):
+        _run([*pip, *line.split()], name)
 
 
-def _pip_options(name: str) -> list[str]:
+def _marked(name: str, mark: str) -> list[str]:
+    """The rest of every comment line that begins with ``mark``."""
     lines = _definition(name).read_text().splitlines()
-    return [option for line in lines if line.startswith(_OPTIONS) for option in line.removeprefix(_OPTIONS).split()]
+    return [line.removeprefix(mark) for line in lines if line.startswith(mark)]
 
 
 def _is_whole(target: Path) -> bool:

@@ -46,6 +46,14 @@ def prompt_ids_batch(
     return ids if last is None else [prompt[-last:] for prompt in ids]
 
 
+def opening(tokenizer: PreTrainedTokenizerFast, *, thinking: bool | None = None) -> str:
+    """What the template itself writes at the beginning of every answer: an opened thought (models that always think), a
+    whole empty one (Qwen3 with its thinking switched off), or nothing. The model goes on behind it."""
+    asked: Sequence[dict[str, Any]] = [{"role": "user", "content": "?"}]
+    _, found, written = _rendered(tokenizer, [(asked, ())], thinking)[0].rpartition("?")[2].partition("<think>")
+    return found + written
+
+
 def dialogue_ids(
     tokenizer: PreTrainedTokenizerFast,
     dialogues: Sequence[tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]],

@@ -38,8 +38,9 @@ class Decoded:
 class Decoder:
     """Turns sampled ids into text and offsets; byte-level BPE tokenizers (Qwen, Llama 3, tiny) are fast."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_ids: Iterable[int]):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_ids: Iterable[int], opening: str = ""):
+        """``opening``: what the prompt has said of the answer already (`chat.opening`); every text begins with it."""
+        self._tokenizer, self._opening = tokenizer, opening
         self._stop_ids = numpy.asarray(sorted(stop_ids), dtype=numpy.int64)
         self._table = _ByteTable(tokenizer) if _is_byte_level(tokenizer) else None
 
@@ -54,7 +55,8 @@ class Decoder:
             texts, bounds = _decode_stepwise(self._tokenizer, rows)
         else:
             texts, bounds = self._table.decode(flat, lengths)
-        offsets = torch.from_numpy(bounds).split(lengths)
+        texts = [self._opening + text for text in texts]
+        offsets = torch.from_numpy(bounds + len(self._opening)).split(lengths)
         stops = _first_stops(numpy.isin(flat, self._stop_ids), lengths)
         return [
             Decoded(text, span, text if stop is None else text[: int(span[stop, 0])])

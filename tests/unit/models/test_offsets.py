@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from restool.core.regions import Region, region_ids
 from restool.models import chat
 from restool.models.offsets import Decoder, _decode_stepwise
 
@@ -118,3 +119,22 @@ def test_a_metaspace_tokenizer_takes_the_stepwise_decoder():
     assert decoded.text == "hi h</s>"
     assert decoded.offsets.tolist() == [[0, 1], [1, 2], [2, 4], [4, 8]]
     assert decoded.completion == "hi h"
+
+
+def test_what_the_template_writes_of_an_answer_belongs_to_its_text(tokenizer):
+    template = tokenizer.chat_template
+    try:
+        end = "<|im_start|>assistant\\n"
+        plain = "{% for m in messages %}{{ m['content'] }}{% endfor %}" + end
+        for opening in ("", "<think>\n", "<think>\n\n</think>\n\n"):
+            tokenizer.chat_template = plain + opening
+            assert chat.opening(tokenizer) == opening
+            ids = tokenizer("so </think>", add_special_tokens=False)["input_ids"]
+            decoded = Decoder(tokenizer, chat.stop_ids(tokenizer), opening).decode(ids)
+            assert decoded.text == decoded.completion == opening + "so </think>"
+            assert decoded.offsets[0].tolist()[0] == len(opening)
+            regions = region_ids(decoded.text, decoded.offsets)
+            if opening == "<think>\n":
+                assert regions[0] == Region.THINK
+    finally:
+        tokenizer.chat_template = template

@@ -60,7 +60,8 @@ class Collector:
         self._tokenizer = session.tokenizer
         stops = chat.stop_ids(session.tokenizer)
         self._sampler = make_sampler(session.model, session.tokenizer, stops)
-        self._decoder = Decoder(session.tokenizer, stops)
+        opening = chat.opening(session.tokenizer, thinking=session.settings.model.thinking)
+        self._decoder = Decoder(session.tokenizer, stops, opening)
         self._rows = read_rows(prepared, "train")
         if len(self._rows) < self._rl.prompts:
             raise ConfigurationError(

@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {
     # Ray counts logical resources: one "GPU" is this machine, and its pools ask for more CPUs than a laptop has.
     "ray_kwargs.ray_init.num_cpus": 32,
     "ray_kwargs.ray_init.num_gpus": 1,
+    "ray_kwargs.ray_init.include_dashboard": False,
     "ray_kwargs.ray_init.object_store_memory": 500_000_000,
 }
 

@@ -23,7 +23,8 @@ def merge(checkpoint: Path, target: Path, dtype: str) -> None:
         raise RuntimeError(f"{checkpoint} holds {len(ranks)} of {world} parts of the model")
     shards = [torch.load(path, map_location="cpu", weights_only=False, mmap=True) for path in ranks]
     wanted = getattr(torch, dtype)
-    merged = {name: _whole([shard[name] for shard in shards]).to(wanted) for name in shards[0]}
+    with torch.no_grad():
+        merged = {name: _whole([shard[name] for shard in shards]).to(wanted) for name in shards[0]}
     with files.atomic_path(target) as temporary:
         torch.save(merged, temporary)
 

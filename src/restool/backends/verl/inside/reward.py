@@ -25,7 +25,8 @@ class RewardManager(RewardManagerBase):
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any = None, **_: Any):
         super().__init__(config, tokenizer, compute_score)
         self._settings: RunSettings = validate(OmegaConf.to_container(config.restool.settings, resolve=True))
-        self._decoder = Decoder(tokenizer, chat.stop_ids(tokenizer))
+        opening = chat.opening(tokenizer, thinking=self._settings.model.thinking)
+        self._decoder = Decoder(tokenizer, chat.stop_ids(tokenizer), opening)
 
     async def run_single(self, data: Any) -> dict[str, Any]:
         answer = data[-1]

@@ -64,8 +64,9 @@ class Sampled:
         if wrong := {part["train_step"] for part in parts} - {step}:
             raise RuntimeError(f"rewards of step {step} were computed for step {sorted(wrong)}")
         names = {name: number for number, name in enumerate(dict.fromkeys(uids))}
+        opening = chat.opening(tokenizer, thinking=recipe.settings.model.thinking)
         batch = records.answer_batch(
-            Decoder(tokenizer, chat.stop_ids(tokenizer)).decode_batch(ids),
+            Decoder(tokenizer, chat.stop_ids(tokenizer), opening).decode_batch(ids),
             [
                 Reward(total, part["format"], part["correctness"], part["length"])
                 for total, part in zip(totals, parts, strict=True)
