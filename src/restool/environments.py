@@ -1,8 +1,9 @@
 """Isolated environments for tools that cannot share ours (design: one file per tool family in ``envs/``).
 
 ``envs/<name>.txt`` is an ordinary pip requirements file; a comment line ``# pip-options: ...`` holds options that
-pip accepts only on its command line, and a line ``# then: ...`` what a further call of pip installs afterwards. An environment lives in ``.venvs/<name>-<hash of that file>/`` below the
-repository (``RESTOOL_ENVS`` names another root), and counts only when its stamp is there, which is written last.
+pip accepts only on its command line, and a line ``# then: ...`` what a further call of pip installs afterwards. An
+environment lives in ``.venvs/<name>-<hash of that file>/`` below the repository (``RESTOOL_ENVS`` names another root),
+and counts only when its stamp is there, which is written last.
 """
 
 from __future__ import annotations

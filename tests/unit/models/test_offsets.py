@@ -124,10 +124,10 @@ def test_a_metaspace_tokenizer_takes_the_stepwise_decoder():
 def test_what_the_template_writes_of_an_answer_belongs_to_its_text(tokenizer):
     template = tokenizer.chat_template
     try:
-        end = "<|im_start|>assistant\\n"
+        end = "assistant: "
         plain = "{% for m in messages %}{{ m['content'] }}{% endfor %}" + end
         for opening in ("", "<think>\n", "<think>\n\n</think>\n\n"):
-            tokenizer.chat_template = plain + opening
+            tokenizer.chat_template = plain + "{{ " + repr(opening) + " }}"
             assert chat.opening(tokenizer) == opening
             ids = tokenizer("so </think>", add_special_tokens=False)["input_ids"]
             decoded = Decoder(tokenizer, chat.stop_ids(tokenizer), opening).decode(ids)
