@@ -9,6 +9,7 @@ rule train:
     input:
         data=lambda wildcards: prepared_of(wildcards.run),
         start=lambda wildcards: start_of(wildcards.run),
+        environment=lambda wildcards: training_environment_of(wildcards.run),
     output:
         TRAINED,
     log:

@@ -142,6 +142,12 @@ def environment_of(name):
     return os.path.relpath(environments.stamp(name))
 
 
+def training_environment_of(run):
+    """Stamp of the environment that a run trains in, if it is not ours; never a reason to train again."""
+    name = plan.run(run).environment
+    return ancient(environment_of(name)) if name else []
+
+
 def checker_of(wildcards):
     """The tool environment that a benchmark needs, if it needs one."""
     name = benchmark_of(wildcards.benchmark).settings.environment
@@ -225,6 +231,7 @@ def asks(needs):
         "gpu": lambda wildcards: needs(wildcards)["gpus"],
         "gpu_model": lambda wildcards: (site.gpu_model or "") if needs(wildcards)["gpus"] else "",
         "nodes": lambda wildcards: costs.nodes(needs(wildcards)["gpus"], site.gpus_per_node),
+        "tasks": lambda wildcards: costs.nodes(needs(wildcards)["gpus"], site.gpus_per_node),
         "slurm_partition": lambda wildcards: (
             (site.gpu_partition if needs(wildcards)["gpus"] else site.partition) or ""
         ),

@@ -23,6 +23,8 @@ ASSUMED_ITEMS = {"api-bank": 597, "held-out": 1000}
 ASSUMED_ITEMS_ELSEWHERE = 1000
 ASSUMED_BFCL_ITEMS = {"single": 280, "multi_turn": 200 * 10}
 ASSUMED_TINY_SECONDS = {"sft": 200, "rl": 60, "none": 5, "evaluate": 30, "variance": 60}
+GPU_GB = 80.0  # of the devices that plans assume
+VERL_CPU_MEGABYTES = 12_000  # a tiny model through verl and vLLM on a CPU: about ten processes
 TIME_MARGIN = 2  # what a scheduler is asked for, over what is assumed
 
 
@@ -30,6 +32,8 @@ def resources(config: dict[str, Any], kind: str) -> dict[str, int]:
     """What a scheduler must give a training job: ``mem_mb``, ``runtime`` (minutes), ``gpus``, ``threads``."""
     parameters = float(config["model"]["parameters"])
     threads = int(config["backend"]["threads"])
+    if kind == "rl" and (layout := verl_layout(config)):
+        return _resources_of_verl(config, layout, parameters)
     if parameters <= TINY_PARAMETERS:
         return {"mem_mb": 3000, "runtime": 60, "gpus": 0, "threads": threads}
     return {
@@ -38,6 +42,36 @@ def resources(config: dict[str, Any], kind: str) -> dict[str, int]:
         "gpus": 0 if kind == "none" else gpus(parameters),
         "threads": max(threads, 8),
     }
+
+
+def verl_layout(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Nodes and devices of a run through verl; None for another backend."""
+    return config["backend"]["verl"] if config["backend"]["name"] == "verl" else None
+
+
+def _resources_of_verl(config: dict[str, Any], layout: dict[str, Any], parameters: float) -> dict[str, int]:
+    """Memory and threads are those of each node, GPUs those of all nodes together."""
+    if config["backend"]["device"] == "cpu":
+        return {"mem_mb": VERL_CPU_MEGABYTES, "runtime": 60, "gpus": 0, "threads": 2}
+    # A copy of the model as it is loaded, the offloaded state if there is any, and room for Ray and its workers.
+    state = BYTES_PER_PARAMETER_CHECKPOINT / layout["nodes"] if layout["offload"] else 0
+    return {
+        "mem_mb": int(60_000 + parameters * (2 + state) / 1e6),
+        "runtime": math.ceil(60 * assumed_hours(config, "rl") * TIME_MARGIN) + 30,
+        "gpus": layout["nodes"] * layout["gpus_per_node"],
+        "threads": 8 * layout["gpus_per_node"],
+    }
+
+
+def gpu_memory_gb(config: dict[str, Any]) -> float:
+    """Memory of each GPU of a run through verl when it updates, calculated: the sharded training state (weight,
+    gradient and two moments in float32) and one layer gathered, without activations; with a critic, of both models."""
+    layout = verl_layout(config)
+    assert layout is not None
+    parameters = float(config["model"]["parameters"])
+    models = 2 if config["method"]["algorithm"] == "ppo" else 1
+    sharded = models * parameters * BYTES_PER_PARAMETER_TRAINING / (layout["nodes"] * layout["gpus_per_node"])
+    return (sharded + 2 * parameters / (config["model"]["layers"] or 1)) / 1e9
 
 
 def evaluation_resources(config: dict[str, Any], benchmark: str, *, asks: bool) -> dict[str, int]:
@@ -109,7 +143,9 @@ def assumed_hours(config: dict[str, Any], kind: str) -> float:
         sft = training["sft"]
         demonstrations = sft["steps"] * sft["batch"] if sft["steps"] else sft["epochs"] * 400
         tokens = demonstrations * (ASSUMED_PROMPT_TOKENS + ASSUMED_ANSWER_TOKENS)
-    return _hours(config, tokens, gpus(float(config["model"]["parameters"])))
+    layout = verl_layout(config) if kind == "rl" else None
+    devices = layout["nodes"] * layout["gpus_per_node"] if layout else gpus(float(config["model"]["parameters"]))
+    return _hours(config, tokens, devices)
 
 
 def gpus(parameters: float) -> int:

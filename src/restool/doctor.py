@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restool import environments, integrity, planning
+from restool import costs, environments, integrity, planning
 from restool.core.errors import RestoolError
-from restool.evaluation import benchmarks
 
 if TYPE_CHECKING:
     from restool.experiments import Plan
@@ -29,6 +28,7 @@ def checks(plan: Plan) -> list[Check]:
         _disk(plan, total["disk_gb"]),
         *_computing(plan, total),
         *_environments(plan),
+        *_gpu_memory(plan),
         *_data(plan),
         *_models(plan),
         *_damage(plan),
@@ -77,12 +77,23 @@ def _slurm(gpus: int) -> Iterator[Check]:
 
 
 def _environments(plan: Plan) -> Iterator[Check]:
-    names = {name for run in plan.runs for name in run.evaluations}
-    for name in sorted({benchmarks.get(name).settings.environment for name in names} - {None}):
+    for name in plan.environments:
         try:
             yield f"tool environment '{name}'", True, str(environments.python(name))
         except RestoolError:
             yield f"tool environment '{name}'", False, f"restool env build {name}"
+
+
+def _gpu_memory(plan: Plan) -> Iterator[Check]:
+    """Whether the training state of each model fits its GPUs; activations come on top."""
+    needed: dict[str, float] = {}
+    for run in plan.runs:
+        if run.kind == "rl" and costs.verl_layout(run.config) and run.resources["gpus"]:
+            name = run.config["model"]["name"]
+            needed[name] = max(needed.get(name, 0.0), costs.gpu_memory_gb(run.config))
+    for name, gb in needed.items():
+        found = f"calculated: {gb:.0f} GB of training state on each; more GPUs: backend.verl.gpus_per_node, nodes"
+        yield f"{costs.GPU_GB:.0f} GB a GPU for {name} through verl", gb < costs.GPU_GB, found
 
 
 def _data(plan: Plan) -> Iterator[Check]:

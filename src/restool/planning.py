@@ -144,12 +144,17 @@ def _train(plan: Plan, run: PlannedRun, history: History) -> Job:
         basis="assumed" if measured is None else "measured",
         gpus=needed["gpus"],
         cores=needed["threads"],
-        memory_gb=parameters * per_parameter / 1e9 + (1.5 if is_tiny else 10.0),
+        memory_gb=_memory_gb(run, parameters * per_parameter / 1e9 + (1.5 if is_tiny else 10.0)),
         disk_gb=parameters * stored / 1e9,
         checkpoint_gb=parameters * kept / 1e9,
         done=(plan.run_path(run.id) / "done.json").exists(),
         after=(f"prepare {run.prepared}", *([f"train {run.parent}"] if run.parent else [])),
     )
+
+
+def _memory_gb(run: PlannedRun, of_one_process: float) -> float:
+    through_verl = run.kind == "rl" and costs.verl_layout(run.config)
+    return run.resources["mem_mb"] / 1000 if through_verl else of_one_process
 
 
 def _evaluate(plan: Plan, run: PlannedRun, benchmark: str, history: History) -> Job:
