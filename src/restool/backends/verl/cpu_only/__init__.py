@@ -1,6 +1,6 @@
 """Everything that holds on a CPU only, where verl has no official mode.
 
-The settings below are ordinary ones. `platform` and `worker` reach into verl 0.9.1, torch and vLLM 0.28.0 where these
+The settings below are ordinary ones. `platform`, `worker` and `driver` reach into verl, torch, vLLM and Ray where these
 have no switch; they hold for exactly the versions in `VERSIONS` and refuse any other. Nothing of this is loaded on a
 GPU.
 """
@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = {
     f"{_ROLLOUT}.max_num_batched_tokens": 8192,
     f"{_ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes": 64,
     f"{_ROLLOUT}.engine_kwargs.vllm": {"worker_extension_cls": "restool.backends.verl.cpu_only.worker.WorkerExtension"},
+    "trainer.ray_wait_register_center_timeout": 1800,
     "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
     # Ray counts logical resources: one "GPU" is this machine, and its pools ask for more CPUs than a laptop has.
     "ray_kwargs.ray_init.num_cpus": 32,
@@ -51,6 +52,14 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
+    # Ten processes that start on two cores take their time.
+    "RAY_worker_register_timeout_seconds": "900",
+    "RAY_agent_register_timeout_ms": "900000",
+    "RAY_gcs_server_request_timeout_seconds": "300",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
+    "RAY_health_check_initial_delay_ms": "60000",
+    "RAY_health_check_timeout_ms": "120000",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "1800",
 }
 
 

@@ -64,6 +64,10 @@ def _train(request: dict[str, Any]) -> None:
     from restool.backends.verl.inside import export
     from restool.backends.verl.inside.runner import TaskRunner
 
+    if request["settings"]["backend"]["device"] == "cpu":
+        from restool.backends.verl.cpu_only import driver
+
+        driver.be_patient()
     run = Path(request["run"])
     (run / "verl.yaml").write_text(OmegaConf.to_yaml(config))
     run_ppo(config, task_runner_class=TaskRunner)
