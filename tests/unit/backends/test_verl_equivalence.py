@@ -6,6 +6,7 @@ queue, and its loss, over two ranks with two mini-batches each.
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 import torch
 from small_runs import settings
 
-from restool import algorithms, environments
+from restool import algorithms, environments, files
 from restool.algorithms import ALGORITHMS
 from restool.backends import answers as records
 from restool.backends.local.packing import Scored
@@ -24,6 +25,7 @@ from restool.backends.local.rollouts import Rollouts
 from restool.backends.verl import configuration, launch
 from restool.core import rewards
 from restool.data.rows import read_rows
+from restool.experiments import load_plan
 from restool.models import chat, loading
 from restool.models.offsets import Decoder
 
@@ -84,6 +86,26 @@ def test_what_verl_cannot_carry_is_refused_with_the_reason():
         chosen = settings("backend=verl_cpu", "training.rl.final_learning_rate=1", override)
         with pytest.raises(Exception, match=reason):
             configuration.check(chosen)
+
+
+def test_the_papers_runs_pass_verls_own_validation(prepared: Path, tmp_path: Path):
+    """Without a device, and with the tiny model in place of weights that nobody has here: verl reads a critic's config."""
+    plan = load_plan("paper", ["backend=verl"], tmp_path / "results", write=False)
+    first = {}
+    for run in plan.runs:
+        if run.kind == "rl":
+            first.setdefault((run.config["model"]["name"], run.config["method"]["name"]), run)
+    assert len({model for model, _ in first}) == 5
+    requests = [
+        launch.request_of(run.settings, tmp_path / run.id, prepared, prepared / "model") for run in first.values()
+    ]
+    files.write_json(tmp_path / "requests.json", {"runs": requests})
+    command = [environments.build("verl-cpu"), "-m", launch.PROGRAM, "check", tmp_path / "requests.json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=launch.variables("cuda"), check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [answer["run"] for answer in answers] == [request["name"] for request in requests]
+    assert [answer for answer in answers if answer["fault"]] == []
 
 
 def _case(prepared: Path, name: str, *, by_micro_batch: bool) -> dict[str, Any]:
