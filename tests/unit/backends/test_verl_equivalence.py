@@ -89,7 +89,7 @@ def test_what_verl_cannot_carry_is_refused_with_the_reason():
 
 
 def test_the_papers_runs_pass_verls_own_validation(prepared: Path, tmp_path: Path):
-    """Without a device, and with the tiny model in place of weights that nobody has here: verl reads a critic's config."""
+    """Without a device; the tiny model stands for the weights, because verl reads the configuration of a critic."""
     plan = load_plan("paper", ["backend=verl"], tmp_path / "results", write=False)
     first = {}
     for run in plan.runs:
