@@ -1,24 +1,28 @@
-"""Patience for a machine with few cores: in the process that starts Ray, which gives a node 30 seconds to come up.
+"""Patience for a machine with few cores: in the process that starts Ray, which gives a new node 30 seconds to come up
+and its agents 15 seconds to say which ports they have taken.
 
-Ray has no setting for that time. Its other deadlines have one: see ``ENVIRONMENT``.
+Ray has no setting for these two. Its other deadlines have one: see ``ENVIRONMENT``.
 """
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import Any
 
 from ray._private import services
+from ray._private.parameter import RayParams
 
 from restool.backends.verl.cpu_only import require_versions
 
 _WAIT_S = 600.0
+_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 
 
 def be_patient() -> None:
-    """Make Ray's question after a new node wait for the answer."""
+    """Make Ray's question after a new node wait for the answer, and give its agents ports to begin with."""
     require_versions()
-    ask = services.get_node
+    ask, describe = services.get_node, RayParams.__init__
 
     def get_node(*arguments: Any) -> Any:
         deadline = time.monotonic() + _WAIT_S
@@ -30,4 +34,19 @@ def be_patient() -> None:
                     raise
                 time.sleep(1.0)
 
-    services.get_node = get_node
+    def with_ports(self: RayParams, *arguments: Any, **options: Any) -> None:
+        for name, port in zip(_PORTS, _free_ports(len(_PORTS)), strict=True):
+            options[name] = options.get(name) or port
+        describe(self, *arguments, **options)
+
+    services.get_node, RayParams.__init__ = get_node, with_ports  # type: ignore[method-assign]
+
+
+def _free_ports(count: int) -> list[int]:
+    held = [socket.socket() for _ in range(count)]
+    for each in held:
+        each.bind(("", 0))
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
