@@ -237,6 +237,10 @@ class EvaluationSettings(Settings):
     api_bank: DecodingSettings
     bfcl: DecodingSettings
     bfcl_categories: list[str]
+    bfcl_format: Literal["rlla", "native"] = Field(
+        "rlla",
+        description="how prompts list tools and answers write calls: as in the training data, or the model's own",
+    )
     bfcl_limit: int | None = Field(None, description="first N entries of each category; null: all")
     benchmarks: dict[str, dict[str, Any]] = Field(
         {}, description="benchmark: values that go before those of configs/benchmark/<name>.yaml"

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from restool import environments
+from restool import environments, files
+from restool.evaluation import bfcl
+from restool.evaluation.answering import GeneratedAnswer
 from restool.evaluation.bfcl import native
+from restool.experiments import compose_run
 
 FENCED = Path(native.__file__).parent / "fenced"
 RADIUS = {"r": {"type": "float", "description": "Radius."}}
@@ -78,15 +81,24 @@ def parsed(text):
     reply.usage = types.SimpleNamespace(prompt_tokens=0, completion_tokens=0)
     return qwen._parse_query_response_prompting(reply)
 
+def executed(handler, text):
+    try:
+        return handler.decode_execute(text, None)
+    except Exception:
+        return None
+
 def ours(text):
-    decoded = reader.decode(text)
-    return {"calls": decoded.calls, "unreadable": decoded.unreadable}
+    decoded, run = reader.decode(text), reader.executable(text)
+    sources = None if run.undecodable else [source for _, _, source in run.calls]
+    return {"calls": decoded.calls, "unreadable": decoded.unreadable, "run": sources}
 
 told = lambda m: parsed(m["content"])["model_responses_message_for_chat_history"] if m["role"] == "assistant" else m
 json.dump({
     "ours": {text: ours(text) for text in given["qwen"] + given["llama"] + given["hostile"]},
     "official": {t: official(qwen, parsed(t)["model_responses"]) for t in given["qwen"]}
     | {t: official(llama, t) for t in given["llama"]},
+    "executed": {t: executed(qwen, parsed(t)["model_responses"]) for t in given["qwen"]}
+    | {t: executed(llama, t) for t in given["llama"]},
     "prompts": [
         qwen._format_prompt([told(m) for m in given["history"][:n]], given["documents"]) for n in given["cuts"]
     ],
@@ -136,6 +148,12 @@ def test_calls_are_those_of_the_official_handler(told, name):
     assert ours["unreadable"] == (not official)
 
 
+@pytest.mark.parametrize("name", [*QWEN, *LLAMA])
+def test_what_runs_is_what_the_official_handler_would_run(told, name):
+    text = (QWEN | LLAMA)[name]
+    assert (told["ours"][text]["run"] or []) == (told["executed"][text] or [])
+
+
 def test_the_cases_tell_right_from_wrong(told):
     read = {name: bool(told["official"][text]) for name, text in (QWEN | LLAMA).items()}
     assert 7 < sum(read.values()) < len(read) - 7
@@ -143,7 +161,8 @@ def test_the_cases_tell_right_from_wrong(told):
 
 def test_nothing_in_a_text_runs_or_breaks_the_reader(told):
     for text in told["hostile"]:
-        assert told["ours"][text] == {"calls": [], "unreadable": True} or "ud83d" in text
+        assert told["ours"][text]["calls"] == [] or "ud83d" in text
+        assert told["ours"][text]["unreadable"] or "ud83d" in text
 
 
 def test_prompts_are_those_of_the_official_handler(told, tmp_path):
@@ -176,3 +195,85 @@ def test_tool_results_name_the_call_that_they_answer():
     assert [message["tool_call_id"] for message in messages[3:5]] == calls
     assert len(set(calls)) == 2
     assert "tool_calls" not in messages[5]
+
+
+# --- through the whole evaluation --------------------------------------------------------------------------
+
+
+class Oracle:
+    """Answers every question with calls that are right, in the format asked for; remembers the prompts."""
+
+    fingerprint, description = "oracle", {"engine": "oracle", "chat_template_sha256": "abc"}
+
+    def __init__(self, right: dict[str, str]):
+        self.right, self.prompts = right, []
+
+    def batches(self, questions, decoding, seed, wanted):
+        self.prompts += [questions[i].prompt for i in wanted]
+        yield list(wanted), [GeneratedAnswer(self.right[questions[i].id], 1, True) for i in wanted]
+
+    def close(self):
+        pass
+
+
+def _as_qwen(text: str) -> str:
+    calls = [json.loads(line) for line in text.partition("<tool_call>\n")[2].partition("\n</tool_call>")[0].split("\n")]
+    return "<think>\nso\n</think>\n\n" + "\n".join(
+        f"<tool_call>\n{json.dumps({'name': c['name'], 'arguments': c['parameters']})}\n</tool_call>" for c in calls
+    )
+
+
+def _as_llama(text: str) -> str:
+    lines = text.partition("<tool_call>\n")[2].partition("\n</tool_call>")[0].split("\n")
+    return "<|python_tag|>" + "; ".join(lines)
+
+
+def _evaluated(tmp_path, right, form, *categories):
+    settings = compose_run(["eval.bfcl_limit=40"])
+    chosen = {"bfcl_categories": list(categories), "bfcl_format": form}
+    settings = settings.model_copy(update={"eval": settings.eval.model_copy(update=chosen)})
+    files.write_json(tmp_path / "prepared" / "manifest.json", {"skeleton": None})
+    model = Oracle(right)
+    summary = bfcl.evaluate(model, tmp_path / "prepared", tmp_path / "out", settings, report=lambda line: None)
+    return model, summary
+
+
+@pytest.mark.parametrize("written", [_as_qwen, _as_llama])
+def test_right_calls_in_native_form_are_right(tmp_path, bfcl_oracle, written):
+    categories = ("parallel_multiple", "live_multiple", "irrelevance")
+    right = {name: written(text) for c in categories[:2] for name, text in bfcl_oracle(c).items()}
+    if written is _as_llama:  # a lone call is read as a Python literal there: true and null are no calls
+        right = {name: text if ";" in text else text + "; " + text.split(">")[1] for name, text in right.items()}
+    right |= dict.fromkeys(bfcl_oracle("irrelevance"), "I cannot do that.")
+    model, summary = _evaluated(tmp_path, right, "native", *categories)
+    accuracy = {name: c["accuracy"] for name, c in summary["categories"].items()}
+    assert accuracy["parallel_multiple"] == 1.0
+    assert accuracy["irrelevance"] == 1.0
+    if written is _as_qwen:
+        assert accuracy["live_multiple"] == 1.0
+    assert (summary["format"], summary["prompt_template_sha256"]) == ("native", "abc")
+    prompt = model.prompts[0]
+    assert prompt.tools[0]["parameters"]["type"] == "dict"
+    assert prompt.schemas[0]["function"]["parameters"]["type"] == "object"
+    _, summary = _evaluated(tmp_path / "b", right, "rlla", "irrelevance")
+    assert summary["not_run"]  # without a skeleton there is no prompt in the training format
+
+
+@pytest.fixture(scope="module")
+def every_entry():
+    from restool.evaluation.bfcl.aggregates import MULTI_TURN, SINGLE_TURN
+    from restool.evaluation.bfcl.checker import Checker
+
+    names = [*SINGLE_TURN, *MULTI_TURN]
+    with Checker(names, format="native") as checker:
+        return {name: checker.entries(name) for name in names}
+
+
+@pytest.mark.slow
+def test_every_tool_of_the_benchmark_can_be_told_to_a_server(every_entry):
+    rows = [row for listed in every_entry.values() for row in listed]
+    assert len(rows) == 4441
+    for row in rows:
+        prompt = native.prompt(row, row["question"][0])
+        assert len(prompt.schemas) == len(prompt.tools) > 0 or row["id"].startswith("live_irrelevance")
+        assert all("." not in schema["function"]["name"] for schema in prompt.schemas)

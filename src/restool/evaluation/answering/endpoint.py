@@ -51,6 +51,7 @@ class EndpointModel:
             "model": self.served["id"],
             "interface": self.interface.name,
             "served": self.served,
+            "chat_template_sha256": self.interface.template_sha256,
         }
 
     def batches(

@@ -33,7 +33,13 @@ class LocalModel:
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"engine": "transformers", "checkpoint": str(self.path), "dtype": self.dtype}
+        return {
+            "engine": "transformers",
+            "checkpoint": str(self.path),
+            "dtype": self.dtype,
+            "thinking": self.thinking,
+            "chat_template_sha256": template_hash(self.path),
+        }
 
     def close(self) -> None:
         self._loaded = None
@@ -120,6 +126,15 @@ def model_fingerprint(path: str | Path) -> str:
     if not any(file.name == "config.json" for file in relevant):
         raise ModelError(f"{folder} is not a model folder: it has no config.json")
     return seals.fingerprint(folder, relevant)
+
+
+def template_hash(path: str | Path) -> str | None:
+    """sha256 of a model folder's chat template; None where it has none of its own or is not at hand."""
+    file, settings = Path(path) / "chat_template.jinja", Path(path) / "tokenizer_config.json"
+    if file.is_file():
+        return files.sha256(file)
+    template = files.read_json(settings).get("chat_template") if settings.is_file() else None
+    return hashlib.sha256(str(template).encode()).hexdigest() if template else None
 
 
 def _batch_seed(seed: int, number: int) -> int:

@@ -35,6 +35,7 @@ class Interface(Protocol):
 
     name: str
     route: str
+    template_sha256: str | None  # of the chat template, where it is ours
 
     def requests(
         self, questions: Iterable[tuple[int, Question]], decoding: DecodingSettings, seed: int
@@ -49,6 +50,7 @@ class Chat:
     """``/chat/completions``: the server's own template renders messages and tools."""
 
     name, route = "chat completions", "/chat/completions"
+    template_sha256 = None
 
     def __init__(self, thinking: bool | None = None):
         self.thinking = thinking
@@ -94,6 +96,7 @@ class Completions:
 
     def __init__(self, tokenizer: Any, thinking: bool | None = None, extras: Body | None = None):
         self._tokenizer, self.thinking, self._extras = tokenizer, thinking, extras or {}
+        self.template_sha256 = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
 
     def requests(
         self, questions: Iterable[tuple[int, Question]], decoding: DecodingSettings, seed: int

@@ -25,7 +25,7 @@ from restool import environments, files
 from restool.core.errors import ModelError, ToolEnvironmentError
 from restool.evaluation.answering.client import Endpoint
 from restool.evaluation.answering.endpoint import EndpointModel
-from restool.evaluation.answering.local import model_fingerprint
+from restool.evaluation.answering.local import model_fingerprint, template_hash
 from restool.evaluation.answering.payloads import Completions
 from restool.evaluation.answering.questions import GeneratedAnswer, Question
 from restool.settings import DecodingSettings
@@ -92,7 +92,8 @@ class VllmModel:
     def description(self) -> dict[str, Any]:
         found = self.installation
         engine = f"vllm {found.version} ({found.device})"
-        return {"engine": engine, "checkpoint": self.path, "dtype": self.dtype}
+        told = {"engine": engine, "checkpoint": self.path, "dtype": self.dtype, "thinking": self.thinking}
+        return told | {"chat_template_sha256": template_hash(self.path)}
 
     def batches(
         self, questions: Sequence[Question], decoding: DecodingSettings, seed: int, wanted: set[int]

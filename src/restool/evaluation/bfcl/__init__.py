@@ -14,7 +14,7 @@ from restool import environments, files
 from restool.core.errors import ConfigurationError, EvaluationError, nearest
 from restool.data.bfcl_export import content
 from restool.evaluation import answering, contamination, items
-from restool.evaluation.bfcl import aggregates, episodes, prompts, results, scoring
+from restool.evaluation.bfcl import aggregates, episodes, native, prompts, results, scoring
 from restool.evaluation.bfcl.checker import Checker
 from restool.evaluation.bfcl.scoring import BENCHMARK
 from restool.evaluation.bfcl.synthetic import evaluate_synthetic
@@ -46,14 +46,15 @@ def evaluate(
     official layout below ``out``. Needs the ``bfcl`` environment.
     """
     categories = _checked(settings.eval.bfcl_categories)
-    skeleton = files.read_json(prepared / "manifest.json")["skeleton"]
-    if skeleton is None and answers is None:
+    skeleton, form = files.read_json(prepared / "manifest.json")["skeleton"], settings.eval.bfcl_format
+    if skeleton is None and answers is None and form == "rlla":
         return items.not_run(out, BENCHMARK, "the prepared data has no prompt skeleton in the rlla format")
     environments.python("bfcl")  # before anything expensive
     limit = None if answers else settings.eval.bfcl_limit  # answers that exist are all scored
-    origin = dict.fromkeys(("model", "source", "answers", "decoding", "prompt_template_sha256"))
+    origin: dict[str, Any] = dict.fromkeys(("model", "source", "answers", "decoding", "prompt_template_sha256"))
+    origin["format"] = form
     faults: dict[str, str] = {}
-    with Checker(categories) as checker:
+    with Checker(categories, format=form) as checker:
         entries = {name: checker.entries(name)[:limit] for name in categories}
         ids = {name: [row["id"] for row in rows] for name, rows in entries.items()}
         if answers:
@@ -61,16 +62,18 @@ def evaluate(
             origin |= {"answers": str(answers)}
             scored = scoring.score(checker, ids, found, report)
         elif model is not None:
-            asked = _Asked(model, entries, skeleton, settings.eval, out, report)
+            prompting = _prompting(form, entries, skeleton)
+            asked = _Asked(model, entries, prompting, settings.eval, out, report)
             found = asked.answers(checker, allow_missing=allow_missing)
             origin |= {"model": model.fingerprint, "source": model.description}
             origin |= {"decoding": settings.eval.bfcl.model_dump()}
-            origin |= {"prompt_template_sha256": prompts.template_hash(skeleton)}
+            own = model.description.get("chat_template_sha256")
+            origin |= {"prompt_template_sha256": own if form == "native" else prompts.template_hash(skeleton)}
         else:
             raise EvaluationError(f"{BENCHMARK}: give a model or answers")
     if not answers:
         results.write(out, {name: {i: results.of(a) for i, a in rows.items()} for name, rows in found.items()})
-        with Checker(categories) as checker:  # a process that has served no model
+        with Checker(categories, format=form) as checker:  # a process that has served no model
             scored = scoring.score(checker, ids, found, report)
     rows, judged = scored
     contents = {row["id"]: content(row) for name in found for row in entries[name]}
@@ -90,6 +93,14 @@ def _write(out: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> di
     return summary
 
 
+def _prompting(form: str, entries: Entries, skeleton: str) -> episodes.Prompting:
+    """(entry, messages so far) → prompt, in the format ``form``."""
+    if form == "native":
+        return native.prompt
+    systems = {row["id"]: prompts.system(skeleton, row["function"]) for rows in entries.values() for row in rows}
+    return lambda row, messages: answering.Prompt.of(systems[row["id"]], prompts.user(messages))
+
+
 class _Asked:
     """The answers of a model to all categories: one load, batches across categories, episodes side by side."""
 
@@ -97,16 +108,13 @@ class _Asked:
         self,
         model: answering.Answerer,
         entries: Entries,
-        skeleton: str,
+        prompting: episodes.Prompting,
         chosen: EvaluationSettings,
         out: Path,
         report: Report,
     ):
         self.model, self.chosen, self.path, self.report = model, chosen, out / "answers.jsonl", report
-        self.entries = entries
-        self.systems = {
-            row["id"]: prompts.system(skeleton, row["function"]) for rows in entries.values() for row in rows
-        }
+        self.entries, self._prompt = entries, prompting
 
     def answers(self, checker: Checker, *, allow_missing: bool) -> scoring.Answers:
         """Category → entry → answer or episode; what the source failed to answer is an error, or left out."""
@@ -121,9 +129,6 @@ class _Asked:
             name: {row["id"]: found[row["id"]] for row in rows if row["id"] in found}
             for name, rows in self.entries.items()
         }
-
-    def _prompt(self, row: dict[str, Any], messages: Sequence[answering.Message]) -> answering.Prompt:
-        return answering.Prompt.of(self.systems[row["id"]], prompts.user(messages))
 
     def _single_turn(self, entries: Entries, allow_missing: bool) -> dict[str, Any]:
         rows = [row for listed in entries.values() for row in listed]

@@ -40,15 +40,18 @@ class Checker:
     """``with Checker(categories) as checker: checker.check(category, [(id, text), ...])``.
 
     ``folder``: a directory of our own files in BFCL's format (``<category>.jsonl``, ``possible_answer/``) instead
-    of the package's data. Raises `ToolEnvironmentError` if the ``bfcl`` environment is not built.
+    of the package's data. ``format``: how answers write calls, ``rlla`` or ``native``. Raises
+    `ToolEnvironmentError` if the ``bfcl`` environment is not built.
 
     Every reply has ``failure``: None, or ``time``, ``memory``, ``nesting``, ``size``, ``refused``, ``crash`` or
     ``checker_error`` where an answer broke the checker; a verdict is then wrong, and the reason is its error type.
     """
 
-    def __init__(self, categories: list[str], *, folder: Path | None = None, limits: Limits | None = None):
+    def __init__(
+        self, categories: list[str], *, folder: Path | None = None, limits: Limits | None = None, format: str = "rlla"
+    ):
         self.categories = list(categories)
-        self.folder = folder
+        self.folder, self.format = folder, format
         self.limits = limits or Limits()
         self.restarts = -1
         self._python = environments.python("bfcl")
@@ -166,6 +169,7 @@ class Checker:
         options = {
             "categories": self.categories,
             "folder": str(self.folder.resolve()) if self.folder else None,
+            "format": self.format,
             "item_seconds": limits.item_seconds,
             "episode_seconds": limits.episode_seconds,
             "memory_bytes": limits.memory_bytes,

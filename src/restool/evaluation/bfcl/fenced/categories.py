@@ -15,12 +15,15 @@ _NOT_SHOWN = ("initial_config", "path", "involved_classes", "excluded_function")
 
 
 class Category:
-    """One category's entries as the official loader gives them, with the official verdict on an answer."""
+    """One category's entries as the official loader gives them, with the official verdict on an answer.
 
-    def __init__(self, name: str, folder: str | None):
+    ``reader.decode`` reads the calls of an answer: the module `decoding`, or a `native.Native`.
+    """
+
+    def __init__(self, name: str, folder: str | None, reader: Any):
         from bfcl_eval.constants import eval_config
 
-        self.name = name
+        self.name, self.reader = name, reader
         self.is_relevance = "relevance" in name  # also irrelevance, as in the official runner
         self.data = Path(folder or eval_config.PROMPT_PATH)
         self.own = folder is not None
@@ -49,7 +52,7 @@ class Category:
 
     def check(self, entry: str, text: str) -> dict[str, Any]:
         """``{"correct", "error_type", "error", "calls", ...}`` for one answer, by the official rules."""
-        decoded = decoding.decode(text)
+        decoded = self.reader.decode(text)
         verdict = self._relevance(decoded) if self.is_relevance else self._ast(entry, decoded)
         return {
             "correct": verdict.get("valid", False),

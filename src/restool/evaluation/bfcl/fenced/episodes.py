@@ -26,11 +26,12 @@ class TooLarge(Exception):
 
 
 class MultiTurn:
-    """``step`` runs the calls of one answer, ``check`` judges a finished episode."""
+    """``step`` runs the calls of one answer, ``check`` judges a finished episode; ``reader.executable`` reads them."""
 
-    def __init__(self) -> None:
+    def __init__(self, reader: Any) -> None:
         from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker, multi_turn_utils
 
+        self._reader = reader
         self._names = vars(multi_turn_utils)
         self._guard = calls.Guard(multi_turn_utils.execute_multi_turn_func_call)
         self._checker = multi_turn_checker.multi_turn_checker
@@ -50,7 +51,7 @@ class MultiTurn:
             raise RuntimeError(f"{row['id']}: {ran} steps were run, not {before}")
         found, results = decoding.Executable(), []
         for text in texts:
-            found = decoding.executable(text)
+            found = self._reader.executable(text)
             results = self._run(row, found) if found.calls else []
             ran += bool(found.calls)
         self._ran[row["id"]] = ran
@@ -59,7 +60,7 @@ class MultiTurn:
 
     def check(self, row: dict[str, Any], truth: list[list[str]], result: Any) -> dict[str, Any]:
         """The official verdict on ``result``: texts by turn and step, or the text of an error."""
-        decoded, unreadable = _decoded(result)
+        decoded, unreadable = _decoded(result, self._reader)
         told = {
             "calls": [[list(step) for step in turn] for turn in decoded],
             "unreadable": unreadable,
@@ -102,11 +103,11 @@ class MultiTurn:
             self.forget(row)
 
 
-def _decoded(result: Any) -> tuple[list[list[list[calls.Call]]], int]:
+def _decoded(result: Any, reader: Any) -> tuple[list[list[list[calls.Call]]], int]:
     """Calls by turn and step, steps without calls left out as in the official runner; how many were unreadable."""
     turns, unreadable = [], 0
     for texts in result if isinstance(result, list) else ():
-        steps = [decoding.executable(text) for text in texts]
+        steps = [reader.executable(text) for text in texts]
         unreadable += sum(step.unreadable for step in steps)
         turns.append([[calls.Call.of(*call) for call in step.calls] for step in steps if step.calls])
     return turns, unreadable

@@ -16,6 +16,7 @@ import ast
 import json
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import decoding
@@ -35,29 +36,45 @@ class Native:
 
         self._qwen = object.__new__(QwenFCHandler)  # its constructor wants a server
         self._source = convert_to_function_call
+        self._converted: dict[str, dict[str, Any]] = {}
         self._convert, self._style, self._types = convert_to_tool, ModelStyle.OPENAI_COMPLETIONS, GORILLA_TO_OPENAPI
 
     def schemas(self, functions: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The functions as OpenAI tools, by the official conversion: JSON types, no dots in names."""
-        return self._convert(functions, self._types, self._style)
+        return [self._schema(function) for function in functions]
+
+    def _schema(self, function: dict[str, Any]) -> dict[str, Any]:
+        key = json.dumps(function)
+        if key not in self._converted:  # entries share tools, and the conversion copies each one slowly
+            (self._converted[key],) = self._convert([function], self._types, self._style)
+        return self._converted[key]
 
     def decode(self, text: str) -> decoding.Decoded:
         """Read the calls of one answer. Never raises, whatever the text."""
         decoded = decoding.Decoded(capped=len(text) > decoding.TEXT_CAP)
         try:
-            for name, parameters in self._calls(text):
+            for name, parameters in self._calls(text, self._to_compare):
                 decoded.calls.append({name: parameters if isinstance(parameters, dict) else None})
         except _BROKEN:
             decoded.calls, decoded.unreadable = [], True
         return decoded
 
-    def _calls(self, text: str) -> list[tuple[str, Any]]:
+    def executable(self, text: str) -> decoding.Executable:
+        """The calls of one answer as the multi-turn loop runs them; the handlers read those more leniently."""
+        found = decoding.Executable()
+        try:
+            for name, parameters in self._calls(text, self._to_execute):
+                found.calls.append((name, parameters, self._source([{name: parameters}])[0]))
+        except _BROKEN:
+            return decoding.Executable(undecodable=True, unreadable=True)
+        return found
+
+    def _calls(self, text: str, read: Callable[[str], list[Any]]) -> list[tuple[str, Any]]:
         """(name, parameters) of every call; raises what the official handlers would raise, and for names that are
-        no text. A text without any sign of a call has none."""
+        no text. A text without any sign of a call has none. ``read``: what to do with Qwen's blocks."""
         text = decoding.clean(text[: decoding.TEXT_CAP]).split("</think>")[-1].lstrip("\n")
         if "<tool_call>" in text:
-            read = self._qwen.decode_ast(text, None, None)
-            found = [pair for call in read for pair in call.items()]
+            found = read(text)
             if not found:
                 raise ValueError("a block of calls from which nothing could be read")
         elif "<|python_tag|>" in text or text.strip()[:1] in ("{", "["):
@@ -67,6 +84,14 @@ class Native:
         if not all(isinstance(name, str) for name, _ in found):
             raise TypeError("a name that is no text")
         return decoding.clean([list(call) for call in found])
+
+    def _to_compare(self, text: str) -> list[Any]:
+        return [pair for call in self._qwen.decode_ast(text, None, None) for pair in call.items()]
+
+    def _to_execute(self, text: str) -> list[Any]:
+        """As ``decode_execute``, before it writes the calls as text: arguments may be JSON within a JSON string."""
+        found = [(call["name"], call["arguments"]) for call in self._qwen._extract_tool_calls(text)]
+        return [(name, json.loads(given) if isinstance(given, str) else given) for name, given in found]
 
 
 def _llama(text: str) -> list[Any]:

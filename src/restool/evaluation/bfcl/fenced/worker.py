@@ -28,7 +28,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # isolated mode leaves it out; restool itself is not here
 
+import decoding
 import episodes
+import native
 import walls
 from categories import Category, recorded, shortened
 
@@ -43,9 +45,10 @@ class Worker:
         _stub_vendors()
         _read_once()
         self.options = options
-        self.categories = {name: Category(name, options["folder"]) for name in options["categories"]}
+        self.reader: Any = native.Native() if options["format"] == "native" else decoding
+        self.categories = {name: Category(name, options["folder"], self.reader) for name in options["categories"]}
         self._import_checkers()
-        self.multi_turn = episodes.MultiTurn()
+        self.multi_turn = episodes.MultiTurn(self.reader)
 
     def description(self) -> dict[str, Any]:
         return {
@@ -73,7 +76,10 @@ class Worker:
             walls.limit_item(0)
 
     def entries(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"entries": self.categories[request["category"]].entries()}
+        rows = self.categories[request["category"]].entries()
+        if self.reader is not decoding:
+            rows = [row | {"tools": self.reader.schemas(row["function"])} for row in rows]
+        return {"entries": rows}
 
     def check(self, request: dict[str, Any]) -> dict[str, Any]:
         return self.categories[request["category"]].check(request["id"], request["text"])
