@@ -58,10 +58,11 @@ def prepare(settings: RunSettings, out: Path, *, report: Report) -> dict[str, An
 
 def prepare_benchmark(benchmark: str, mirror: str | None, out: Path, *, report: Report) -> None:
     """What scoring somebody's checkpoint on ``benchmark`` needs, and no more, at ``out``: API-Bank's samples for
-    ``api-bank``, the prompt skeleton of rlla_4k for ``bfcl``. At once if it is there."""
+    ``api-bank``, the prompt skeleton of rlla_4k for ``bfcl`` (None if it cannot be had: the native format needs
+    none). At once if it is there."""
     from restool.data import rlla
 
-    if (out / MANIFEST).exists():
+    if (out / MANIFEST).exists() and (benchmark != "bfcl" or files.read_json(out / MANIFEST)["skeleton"]):
         return
     fetcher = Fetcher(mirror_folder(mirror), _cache(out), report)
     manifest: dict[str, Any] = {"name": benchmark, "benchmarks": {}, "skeleton": None}
@@ -70,7 +71,10 @@ def prepare_benchmark(benchmark: str, mirror: str | None, out: Path, *, report: 
         api_bank.fetch(fetcher, out / path)
         manifest["benchmarks"] = {"api_bank": {"available": True, "reason": None, "path": str(path)}}
     else:
-        manifest["skeleton"] = rlla.published_skeleton(fetcher)
+        try:
+            manifest["skeleton"] = rlla.published_skeleton(fetcher)
+        except Unreachable as error:
+            report(f"no prompts in the rlla format: {error}")
     files.write_json(out / MANIFEST, manifest | {"sources": list(fetcher.sources.values())})
 
 
