@@ -95,3 +95,29 @@ def test_a_defect_is_admitted_in_one_line(restool, monkeypatch):
     assert status == 70
     assert err.startswith("restool: error: unexpected ZeroDivisionError")
     assert len(err.strip().splitlines()) == 1
+
+
+def test_somebodys_checkpoint_meets_the_whole_benchmark_in_its_own_precision(tmp_path, monkeypatch):
+    from restool import files, preparation, runs
+    from restool.experiments import compose_run
+
+    asked = []
+    monkeypatch.setattr(preparation, "prepare_benchmark", lambda *given, report: asked.append(given[:2]))
+    monkeypatch.setattr(preparation, "prepare", lambda settings, out, report: asked.append(settings.data.name))
+    files.write_json(tmp_path / "model" / "config.json", {"torch_dtype": "bfloat16"})
+    settings, model, _ = cli._by_hand("bfcl", str(tmp_path / "model"), ["eval.bfcl_limit=3"], tmp_path)
+    assert (settings.eval.name, settings.eval.bfcl_limit, settings.model.dtype) == ("paper", 3, "bfloat16")
+    assert model == str(tmp_path / "model")
+    assert cli._by_hand("bfcl", model, ["eval=tiny"], tmp_path)[0].eval.name == "tiny"
+    assert cli._by_hand("bfcl", model, ["model.dtype=float32"], tmp_path)[0].model.dtype == "float32"
+    assert asked == [("bfcl", None)] * 3
+
+    frozen = compose_run(["eval=rlla_tiny", "eval.bfcl_limit=5", "data.max_prompt_tokens=999"])
+    directory = runs.open_run(tmp_path / "run", frozen, {"data": "d", "start": "s"})
+    files.write_json(directory.path / "done.json", {})
+    settings, model, _ = cli._by_hand("bfcl", str(directory.path), [], tmp_path)
+    assert (settings.eval, settings.data, settings.model) == (frozen.eval, frozen.data, frozen.model)
+    assert model == str(directory.path / "model")
+    settings, _, _ = cli._by_hand("bfcl", str(directory.path), ["eval.bfcl_limit=7"], tmp_path)
+    assert (settings.eval.name, settings.eval.bfcl_limit, settings.data) == ("rlla_tiny", 7, frozen.data)
+    assert asked[3:] == ["synthetic"] * 2

@@ -86,7 +86,7 @@ def stand_in(tmp_path, monkeypatch) -> vllm.Installation:
     module.parent.mkdir(parents=True)
     module.write_text(STAND_IN)
     variables = vllm._variables
-    monkeypatch.setattr(vllm, "_variables", lambda device: variables(device) | {"PYTHONPATH": str(tmp_path / "site")})
+    monkeypatch.setattr(vllm, "_variables", lambda *given: variables(*given) | {"PYTHONPATH": str(tmp_path / "site")})
     return vllm.Installation(Path(sys.executable), "0", "cpu")
 
 
@@ -136,7 +136,7 @@ import sys, time
 from pathlib import Path
 from restool.evaluation.answering import vllm
 variables = vllm._variables
-vllm._variables = lambda device: variables(device) | {{"PYTHONPATH": {str(tmp_path / "site")!r}}}
+vllm._variables = lambda *given: variables(*given) | {{"PYTHONPATH": {str(tmp_path / "site")!r}}}
 server = vllm.Server(vllm.Installation(Path(sys.executable), "0", "cpu"), "m", "float32", 80, Path("log"))
 server.wait(lambda line: None)
 print(server._process.pid, flush=True)
@@ -161,6 +161,13 @@ def test_without_vllm_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     source = answering.Source(checkpoint="somewhere/model", engine="auto")
     assert isinstance(source.open(settings, tmp_path / "log", print), LocalModel)
     assert not any(name == "vllm" or name.startswith("vllm.") for name in sys.modules)
+
+
+def test_the_cpu_gets_room_for_one_context_and_more(folder, tmp_path):
+    assert vllm._cache_gib(str(folder), "float32", 8192) == 3
+    shape = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+    files.write_json(tmp_path / "config.json", shape | {"hidden_size": 2048})
+    assert vllm._cache_gib(str(tmp_path), "float32", 32768) == 2 + 7  # 28 layers x 2 x 8 x 128 x 4 bytes a token
 
 
 # --- the real one ------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class EndpointModel:
         it has only one."""
         return asyncio.run(self._ask_served())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return files.content_hash([self.endpoint.url, self.served, self.interface.identity()], length=16)
 

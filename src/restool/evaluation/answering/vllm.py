@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import importlib.metadata
 import importlib.util
+import math
 import os
 import signal
 import socket
@@ -150,7 +151,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=_variables(installation.device),
+                env=_variables(installation.device, _cache_gib(model, dtype, context)),
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop it in order
             )
 
@@ -194,13 +195,13 @@ class Server:
             connection.close()
 
 
-def _variables(device: str) -> dict[str, str]:
+def _variables(device: str, cache_gib: int) -> dict[str, str]:
     """The environment of the server: ours, without what belongs to our interpreter, nothing sent to anybody."""
     own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     chosen = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if device == "cpu":
-        # Without a bound vLLM takes half of the memory for its cache; binding threads fails in containers.
-        own = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", **own}
+        # Left to itself, vLLM takes half of the memory for its cache; binding threads fails in containers.
+        own = {"VLLM_CPU_KVCACHE_SPACE": str(cache_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind", **own}
     return own | chosen
 
 
@@ -215,6 +216,16 @@ def _longest(path: str) -> int | None:
     """The positions that the checkpoint was made for: vLLM refuses a longer context."""
     config = Path(path) / "config.json"
     return files.read_json(config).get("max_position_embeddings") if config.is_file() else None
+
+
+def _cache_gib(path: str, dtype: str, context: int) -> int:
+    """Memory for keys and values on a CPU: one whole context, without which vLLM does not start, and 2 GiB."""
+    file = Path(path) / "config.json"
+    config = files.read_json(file) if file.is_file() else {}
+    heads = config.get("num_attention_heads", 32)
+    width = config.get("head_dim") or config.get("hidden_size", 4096) // heads
+    values = 2 * config.get("num_hidden_layers", 32) * config.get("num_key_value_heads", heads) * width
+    return 2 + math.ceil(values * (4 if dtype == "float32" else 2) * context / (1 << 30))
 
 
 def _free_port() -> int:
