@@ -130,6 +130,19 @@ def test_a_server_that_does_not_start_says_why(folder, stand_in, tmp_path):
         answer(model, [Prompt.of("", "please")], DECODING, 0)
 
 
+def test_a_server_that_dies_is_named_and_another_run_starts_anew(folder, stand_in, tmp_path):
+    prompts = [Prompt.of("", "please")]
+    model = _model(folder, stand_in, tmp_path / "vllm.log")
+    found = answer(model, prompts, DECODING, 0)
+    model._server._process.kill()
+    model._server._process.wait()
+    with pytest.raises(ModelError, match="vLLM has ended"):
+        answer(model, prompts, DECODING, 0)
+    model.close()
+    assert answer(model, prompts, DECODING, 0) == found
+    model.close()
+
+
 def test_the_server_dies_with_a_killed_evaluation(folder, stand_in, tmp_path):
     program = f"""
 import sys, time

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from restool import environments, files
-from restool.core.errors import ModelError, ToolEnvironmentError
+from restool.core.errors import EvaluationError, ModelError, ToolEnvironmentError
 from restool.evaluation.answering.client import Endpoint
 from restool.evaluation.answering.endpoint import EndpointModel
 from restool.evaluation.answering.local import model_fingerprint, template_hash
@@ -111,7 +111,10 @@ class VllmModel:
         }
         within = decoding.model_copy(update={"max_model_tokens": server.context})
         model = EndpointModel(server.endpoint, Completions(self._tokenizer, self.thinking, extras), self._report)
-        yield from model.batches(questions, within, seed, wanted)
+        try:
+            yield from model.batches(questions, within, seed, wanted)
+        except EvaluationError as error:
+            raise server.obituary() or error from error
 
     def close(self) -> None:
         if self._server is not None:
@@ -135,7 +138,11 @@ class Server:
         self.context, self.log = context, log
         self._port = _free_port()
         self.endpoint = Endpoint(
-            f"http://127.0.0.1:{self._port}/v1", concurrency=_CONCURRENCY, timeout_seconds=86_400.0, proxies=False
+            f"http://127.0.0.1:{self._port}/v1",
+            concurrency=_CONCURRENCY,
+            timeout_seconds=86_400.0,
+            attempts=3,
+            proxies=False,
         )
         arguments = [
             *("--model", model, "--served-model-name", "checkpoint", "--host", "127.0.0.1", "--port", str(self._port)),
@@ -183,6 +190,12 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+    def obituary(self) -> ModelError | None:
+        """What the server died of; None if it lives."""
+        if self._process.poll() is None:
+            return None
+        return ModelError(f"vLLM has ended: {_last_words(self.log)} (log: {self.log}); run the same command to go on")
 
     def _is_healthy(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
