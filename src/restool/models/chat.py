@@ -89,12 +89,19 @@ def _rendered(
     try:
         if not any(tools for _, tools in dialogues):
             return tokenizer.apply_chat_template([list(messages) for messages, _ in dialogues], **options)
-        return [
+        texts = [
             tokenizer.apply_chat_template(list(messages), tools=list(tools) or None, **options)
             for messages, tools in dialogues
         ]
     except jinja2.TemplateError as error:
         raise ModelError(f"the chat template of {tokenizer.name_or_path} refuses a prompt: {error}") from error
+    for text, (_, tools) in zip(texts, dialogues, strict=True):
+        if not all(tool.get("function", tool)["name"] in text for tool in tools):  # a template that ignores tools
+            raise ModelError(
+                f"the chat template of {tokenizer.name_or_path} does not list tools; use a model that was made to call "
+                "tools, or the prompts of the training data (eval.bfcl_format=rlla)"
+            )
+    return texts
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:

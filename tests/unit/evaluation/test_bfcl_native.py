@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from restool import environments, files
+from restool.core.errors import ModelError
 from restool.evaluation import bfcl
 from restool.evaluation.answering import GeneratedAnswer
 from restool.evaluation.bfcl import native
@@ -178,6 +179,16 @@ def test_prompts_are_those_of_the_official_handler(told, tmp_path):
         # The handler escapes what is not ASCII in its JSON; templates do not.
         plain = re.sub(r"\\u([0-9a-f]{4})", lambda match: chr(int(match[1], 16)), official)
         assert tokenizer.decode(row).rstrip() == plain.rstrip()
+
+
+def test_a_template_that_would_leave_the_tools_out_is_refused(told):
+    from restool.models import chat, tiny
+
+    tokenizer = tiny.train_tokenizer(["abc"], 300)  # its own template knows messages only
+    prompt = native.prompt({"function": DOCUMENTS, "tools": told["schemas"]}, HISTORY[:2])
+    assert chat.dialogue_ids(tokenizer, [(prompt.messages, ())])
+    with pytest.raises(ModelError, match="does not list tools"):
+        chat.dialogue_ids(tokenizer, [(prompt.messages, prompt.tools)])
 
 
 def test_servers_get_the_same_tools_in_their_own_form(told):
