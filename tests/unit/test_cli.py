@@ -110,7 +110,9 @@ def test_somebodys_checkpoint_meets_the_whole_benchmark_in_its_own_precision(tmp
     assert model == str(tmp_path / "model")
     assert cli._by_hand("bfcl", model, ["eval=tiny"], tmp_path)[0].eval.name == "tiny"
     assert cli._by_hand("bfcl", model, ["model.dtype=float32"], tmp_path)[0].model.dtype == "float32"
-    assert asked == [("bfcl", None)] * 3
+    assert cli._by_hand("bfcl", model, ["eval.bfcl_format=native"], tmp_path)[0].eval.bfcl_format == "native"
+    assert cli._by_hand("bfcl", None, ["+model.thinking=false"], tmp_path)[0].model.thinking is False
+    assert asked == [("bfcl", None)] * 5
 
     frozen = compose_run(["eval=rlla_tiny", "eval.bfcl_limit=5", "data.max_prompt_tokens=999"])
     directory = runs.open_run(tmp_path / "run", frozen, {"data": "d", "start": "s"})
@@ -120,4 +122,4 @@ def test_somebodys_checkpoint_meets_the_whole_benchmark_in_its_own_precision(tmp
     assert model == str(directory.path / "model")
     settings, _, _ = cli._by_hand("bfcl", str(directory.path), ["eval.bfcl_limit=7"], tmp_path)
     assert (settings.eval.name, settings.eval.bfcl_limit, settings.data) == ("rlla_tiny", 7, frozen.data)
-    assert asked[3:] == ["synthetic"] * 2
+    assert asked[5:] == ["synthetic"] * 2
