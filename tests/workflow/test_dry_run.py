@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from restool.costs import evaluation_resources, resources
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 def jobs(output: str) -> dict[str, int]:
@@ -79,48 +84,71 @@ def test_an_unknown_key_in_a_configuration_file_is_named(clone):
     assert "clip_high" in done.output
 
 
-def test_only_edited_methods_run_again_and_reverting_runs_nothing(clone):
-    outputs = pretend_everything_is_done(clone)
+def test_only_what_an_edit_decides_runs_again_and_reverting_runs_nothing(clone):
+    shutil.copytree(SOURCE, clone.path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    own = {"PYTHONPATH": str(clone.path / "src"), **own_environments(clone)}
+    outputs = pretend_everything_is_done(clone, **own)
     runs = json.loads((clone.path / "results/quick/plan.json").read_text())["runs"]
     assert len(outputs) > len(runs) + sum(len(run["evaluations"]) for run in runs)
-    assert "Nothing to be done" in clone.snakemake("-n").output
+    assert "Nothing to be done" in clone.snakemake("-n", **own).output
+    last = {"Report", "Import into MLflow", "quick: the report is results/quick/report.html"}
 
-    method = clone.path / "configs/method/rest_fixed.yaml"
-    before = method.read_text()
-    method.write_text(before + "\nclip_low: 0.11\n")
-    planned = job_messages(clone.snakemake("-n").output)
-    touched = {m for m in planned if m.startswith(("Train", "Evaluate", "Score"))}
-    assert {m for m in touched if m.startswith("Train")} == {f"Train tiny-rest_fixed-fraction-s{s}" for s in range(3)}
-    assert all("rest_fixed" in m for m in touched)
-    assert {"Tables and figures", "Report", "Import into MLflow"} <= planned
+    with edited(clone, "configs/method/rest_fixed.yaml", "\nclip_low: 0.11\n"):
+        planned = job_messages(clone.snakemake("-n", **own).output)
+    trained = {m for m in planned if m.startswith("Train")}
+    assert trained == {f"Train tiny-rest_fixed-fraction-s{s}" for s in range(3)}
+    others = planned - trained - last - {"Tables and figures"}
+    assert others
+    assert all(m.startswith("Evaluate tiny-rest_fixed") for m in others)
+    assert planned >= {*last, "Tables and figures"}
 
-    method.write_text(before)
-    assert "Nothing to be done" in clone.snakemake("-n").output
+    assert "Nothing to be done" in clone.snakemake("-n", **own).output, "edited back"
 
     clone.replace("configs/eval/tiny.yaml", "seed: 7", "seed: 8")
-    planned = job_messages(clone.snakemake("-n").output)
+    planned = job_messages(clone.snakemake("-n", **own).output)
     assert not any(m.startswith("Train") for m in planned)
-    runs = json.loads((clone.path / "results/quick/plan.json").read_text())["runs"]
-    assert sum(m.startswith(("Evaluate", "Score")) for m in planned) == sum(len(run["evaluations"]) for run in runs)
+    assert sum(m.startswith("Evaluate") for m in planned) == sum(len(run["evaluations"]) for run in runs)
     clone.replace("configs/eval/tiny.yaml", "seed: 8", "seed: 7")
 
-    more = clone.snakemake("-n", "--config", 'overrides=["experiment.matrix.seeds=[0,1,2,3]"]')
+    more = clone.snakemake("-n", "--config", 'overrides=["experiment.matrix.seeds=[0,1,2,3]"]', **own)
     trained = {m for m in job_messages(more.output) if m.startswith("Train")}
     assert len(trained) == 4
     assert all(m.endswith("-s3") for m in trained)
 
+    with edited(clone, "src/restool/analysis/drawing.py", "\n# another colour\n"):
+        assert job_messages(clone.snakemake("-n", **own).output) == {*last, "Tables and figures"}
 
-def pretend_everything_is_done(clone, experiment: str = "quick") -> list[str]:
+    (clone.path / "results/quick/runs/tiny-grpo-fraction-s1/done.json").unlink()
+    planned = job_messages(clone.snakemake("-n", **own).output)
+    assert {m for m in planned if m.startswith("Train")} == {"Train tiny-grpo-fraction-s1"}, "a lost result is noticed"
+    assert all("tiny-grpo-fraction-s1" in m for m in planned - last - {"Tables and figures"})
+
+
+@contextmanager
+def edited(clone, path: str, more: str):
+    """Text appended to a file, for a while."""
+    before = (clone.path / path).read_text()
+    (clone.path / path).write_text(before + more)
+    yield
+    (clone.path / path).write_text(before)
+
+
+def own_environments(clone) -> dict[str, str]:
+    """What is pretended here must not touch the tool environments that other tests use."""
+    return {"RESTOOL_ENVS": str(clone.path / "environments")}
+
+
+def pretend_everything_is_done(clone, experiment: str = "quick", **variables: str) -> list[str]:
     """Put an empty file at every output and have Snakemake record it as made with the current parameters."""
     chosen = ("--config", f"experiment={experiment}")
-    summary = clone.snakemake("--summary", *chosen)
+    summary = clone.snakemake("--summary", *chosen, **variables)
     outputs = [line.split("\t")[0] for line in summary.output.splitlines()[1:]]
     for output in outputs:
         if output.endswith("/figures"):  # the one output that is a folder
             (clone.path / output).mkdir(parents=True)
         else:
             clone.write(output, "{}\n")
-    touched = clone.snakemake("--touch", *chosen)
+    touched = clone.snakemake("--touch", *chosen, **variables)
     assert touched.status == 0, touched.output[-2000:]
     return outputs
 
@@ -147,7 +175,7 @@ def test_slurm_jobs_ask_for_what_the_site_file_and_the_run_say(clone):
     ]:
         clone.write(f"bin/{program}", f"#!/bin/sh\n{script}\n")
         (clone.path / "bin" / program).chmod(0o755)
-    outputs = pretend_everything_is_done(clone, "paper")
+    outputs = pretend_everything_is_done(clone, "paper", **own_environments(clone))
     done_file = next(path for path in outputs if "14b-rest_fixed" in path and path.endswith("s0/done.json"))
     plan = json.loads((clone.path / "results/paper/plan.json").read_text())
     run = next(run for run in plan["runs"] if f"/{run['id']}/" in done_file)
@@ -156,7 +184,7 @@ def test_slurm_jobs_ask_for_what_the_site_file_and_the_run_say(clone):
         (clone.path / name).unlink()
     path = f"{clone.path / 'bin'}:{clone.variables['PATH']}"
     arguments = ["--config", "experiment=paper", "--profile", "slurm", "--retries", "0"]
-    clone.snakemake(*wanted, *arguments, PATH=path)
+    clone.snakemake(*wanted, *arguments, PATH=path, **own_environments(clone))
     submitted = (clone.path / "sbatch.log").read_text().splitlines()
     training = next(line for line in submitted if "rule_train" in line)
     needed = resources(run["config"], run["kind"])
