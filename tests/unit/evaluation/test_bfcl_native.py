@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from restool import environments, files
-from restool.core.errors import ModelError
+from restool.core.errors import EvaluationError, ModelError
 from restool.evaluation import bfcl
 from restool.evaluation.answering import GeneratedAnswer
 from restool.evaluation.bfcl import native
@@ -268,6 +268,17 @@ def test_right_calls_in_native_form_are_right(tmp_path, bfcl_oracle, written):
     assert prompt.schemas[0]["function"]["parameters"]["type"] == "object"
     _, summary = _evaluated(tmp_path / "b", right, "rlla", "irrelevance")
     assert summary["not_run"]  # without a skeleton there is no prompt in the training format
+
+
+def test_only_answers_in_the_training_format_are_cross_checked(tmp_path, monkeypatch):
+    from restool.evaluation.bfcl import crosscheck
+
+    monkeypatch.setattr(environments, "python", lambda name: Path("python"))
+    files.write_json(
+        tmp_path / "summary.json", {"benchmark": "bfcl", "categories": {"irrelevance": {}}, "format": "native"}
+    )
+    with pytest.raises(EvaluationError, match="native format cannot be cross-checked"):
+        crosscheck.crosscheck(tmp_path, report=print)
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,8 @@ def crosscheck(out: Path, *, report: Callable[[str], None]) -> dict[str, Any]:
     summary = files.read_json(out / "summary.json")
     if summary.get("benchmark") != "bfcl" or not summary["categories"]:
         raise EvaluationError(f"{out} holds no evaluation of bfcl; make one with: restool evaluate bfcl --out {out}")
+    if summary.get("format", "rlla") != "rlla":
+        raise EvaluationError(f"{out}: answers in the {summary['format']} format cannot be cross-checked")
     ours = _ours(out, list(summary["categories"]))
     rows = _answers(Path(summary["answers"] or out / "result"), ours)
     report(f"scoring {sum(map(len, rows.values()))} answers with the runner of bfcl-eval")
