@@ -83,11 +83,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def smallest_detectable(deviation: float, n: int) -> float:
     """The true mean difference that a paired t-test over ``n`` pairs finds with 80 % power at the 5 % level.
 
-    ``deviation``: standard deviation of the pairs' differences. NaN for fewer than two pairs.
+    ``deviation``: standard deviation of the pairs' differences. NaN for fewer than two pairs, and where all pairs
+    agree: a spread of 0 says nothing of the true one.
     """
     from scipy import optimize, stats
 
-    if n < 2 or math.isnan(deviation):
+    if n < 2 or math.isnan(deviation) or deviation == 0:
         return math.nan
     critical = stats.t.ppf(0.5 + LEVEL / 2, n - 1)
 
@@ -130,7 +131,7 @@ def unpaired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDiffere
         return PairedDifference(mean, math.nan, math.nan, n, p=math.nan, detectable=math.nan)
     deviation = float(np.hypot(np.std(a, ddof=1), np.std(b, ddof=1)))
     if deviation == 0:
-        return PairedDifference(mean, mean, mean, n, p=1.0 if mean == 0 else 0.0, detectable=0.0)
+        return PairedDifference(mean, mean, mean, n, p=1.0 if mean == 0 else 0.0, detectable=math.nan)
     tested = stats.ttest_ind(a, b, equal_var=False)
     low, high = tested.confidence_interval(LEVEL)
     detectable = smallest_detectable(deviation, n)

@@ -156,8 +156,8 @@ def _parts(a: Evaluation, b: Evaluation, how: Row) -> dict[str, Pairs]:
 
 
 def _totals(a: Evaluation, metric: str, how: Row, parts: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Total -> weight of each of its categories. Totals that need a category which is not there are left out; with
-    none in the summary, several categories have one total: all items."""
+    """Total -> weight of each of its categories. Left out: totals that need a category which is not there, and
+    those that weigh as an earlier one does."""
     prefix = how.get("categories", "")
     named = {
         name: {category.removeprefix(prefix): weight for category, weight in weights.items()}
@@ -165,7 +165,8 @@ def _totals(a: Evaluation, metric: str, how: Row, parts: dict[str, Any]) -> dict
         if name.startswith(prefix) and all(category.startswith(prefix) for category in weights)
     }
     whole = {name: weights for name, weights in named.items() if weights.keys() <= parts.keys() and len(weights) > 1}
-    return {name.removeprefix(prefix): weights for name, weights in whole.items()}
+    first = {tuple(sorted(weights.items())): name for name, weights in reversed(whole.items())}
+    return {name.removeprefix(prefix): whole[name] for name in whole if name in first.values()}
 
 
 def _item_row(
@@ -263,6 +264,8 @@ def _seed_row(
     else:
         difference = comparison.unpaired_difference(b, a)
     values = asdict(difference)
+    if how.get("kind", "binary") == "binary" and values["detectable"] > 1:
+        values["detectable"] = math.nan  # no difference of shares is as large
     return {
         "benchmark": benchmark,
         "metric": metric,

@@ -56,10 +56,12 @@ def _groups(rows: list[Row]) -> Iterator[tuple[tuple[str, str], list[Row]]]:
 def _table(title: str, rows: list[Row]) -> Table:
     binary, seeds = rows[0]["binary"], "n_seeds" in rows[0]
     unit = ", in %" if binary else ""
-    table = Table(title=escape(title) + unit, box=box.SIMPLE, title_justify="left", title_style="bold", padding=(0, 1))
-    table.add_column("category", overflow="fold", max_width=26)
-    heads = ["n", "A", "B", "B - A [95 %]", "seeds" if seeds else "only A/B" if binary else "", "p", "Holm"]
-    for head in (*heads, "could show"):
+    table = Table(
+        title=escape(title) + unit, box=box.SIMPLE, title_justify="left", title_style="bold", padding=(0, 1, 0, 0)
+    )
+    table.add_column("category", overflow="fold", vertical="bottom")
+    heads = ["n", "A", "B", "B - A [95 %]", "seeds" if seeds else "only\nA/B" if binary else "", "p", "Holm"]
+    for head in (*heads, "could\nshow"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in sorted(rows, key=lambda row: row["is_total"]):
         table.add_row(*_cells(row, binary), style="bold" if row["is_total"] else None)

@@ -146,7 +146,9 @@ def _example(row: dict[str, Any]) -> dict[str, Any]:
         "why": visible(str(row["why"] or "")),
         "prompt": "..." + visible(row["prompt_tail"]),
         "answer": visible(row["answer"]) + (f"\n... and {cut:,} characters more" if cut else ""),
-        "expected": visible(expected if isinstance(expected, str) else json.dumps(expected, ensure_ascii=False)),
+        "expected": None
+        if expected is None
+        else visible(expected if isinstance(expected, str) else json.dumps(expected, ensure_ascii=False)),
     }
 
 

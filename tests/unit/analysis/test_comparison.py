@@ -78,6 +78,10 @@ def test_smallest_detectable_share_is_found_four_times_in_five(n: int, discordan
     assert (p < 0.05).mean() == pytest.approx(0.8, abs=0.015)
 
 
+def test_pairs_that_all_agree_say_nothing_of_what_could_have_shown() -> None:
+    assert math.isnan(comparison.paired_difference({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}).detectable)
+
+
 def test_smallest_detectable_share_at_its_edges() -> None:
     assert math.isnan(comparison.smallest_detectable_share(5, 0))  # 5 items all one way: p = 0.0625
     assert comparison.smallest_detectable_share(6, 0) == pytest.approx(0.8 ** (1 / 6), abs=1e-3)  # all six must differ

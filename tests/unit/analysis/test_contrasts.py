@@ -143,7 +143,7 @@ def test_what_was_not_checked_is_not_called_clean(tmp_path):
 
 
 def test_the_table_fits_into_100_columns_and_escapes_names(tmp_path):
-    long = {f"multi_turn_miss_parameters_{i}": [True, False] * 20 for i in range(3)} | {"[red]x[/red]": [True] * 9}
+    long = {f"live_parallel_multiple_{i}": [True, False] * 20 for i in range(3)} | {"[red]x[/red]": [True] * 9}
     a, b = write(tmp_path / "a", long), write(tmp_path / "b", {k: v[::-1] for k, v in long.items()})
     told = printed(contrasts.compare(evaluated.read(a), evaluated.read(b)))
     assert max(map(len, told.splitlines())) <= 100
