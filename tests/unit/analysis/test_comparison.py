@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -95,6 +95,7 @@ def test_mcnemar_agrees_with_a_textbook_table() -> None:
     assert comparison.mcnemar(150, 86) == pytest.approx(3.7e-5, rel=0.05)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40), st.floats(0.1, 5))
 def test_stratified_mcnemar_of_one_category_is_the_exact_test(a: int, b: int, weight: float) -> None:
     assert comparison.stratified_mcnemar([(weight, a, b)]) == comparison.mcnemar(a, b)
@@ -126,6 +127,7 @@ def test_weighted_bootstrap_covers_each_category_with_its_weight() -> None:
     assert (ours.high - ours.low) / 2 == pytest.approx(1.96 * deviation, rel=0.1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.integers(0, 3))
 def test_an_interval_contains_its_estimate(values: list[float], seed: int) -> None:
     estimate = comparison.bootstrap_interval(values, resamples=50, seed=seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restool import files
@@ -57,6 +57,7 @@ def test_kinds_of_overlap(tmp_path):
         assert known.overlap(Content.of_prompt(system(*names), user(question))) == kind
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_spacing_case_and_punctuation_hide_nothing(text):
     plain = overlap.normalised(text)
