@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from bfcl_texts import answer, multi_turn_oracle, read_rows
+from bfcl_texts import oracle
 
 from restool import environments
 
@@ -21,81 +19,4 @@ def bfcl_data() -> Path:
 def bfcl_oracle(bfcl_data: Path):
     """category → {id: the answer that the official ground truth asks for; in multi-turn, answers by turn and step}."""
 
-    def oracle(category: str) -> dict[str, Any]:
-        entries = read_rows(bfcl_data / f"BFCL_v4_{category}.json")
-        if "multi_turn" in category:
-            return multi_turn_oracle(bfcl_data, category)
-        if "relevance" in category:
-            call = answer([{"name": "f", "parameters": {}}])
-            refusal = "<think> nothing fits </think>\n<response> I cannot do that. </response>"
-            return {entry["id"]: refusal if "irrelevance" in category else call for entry in entries}
-        truths = read_rows(bfcl_data / "possible_answer" / f"BFCL_v4_{category}.json")
-        return {
-            entry["id"]: answer([_call(gold, entry["function"], category) for gold in truth["ground_truth"]])
-            for entry, truth in zip(entries, truths, strict=True)
-        }
-
-    return oracle
-
-
-def _call(gold: dict[str, Any], functions: list[dict[str, Any]], category: str) -> dict[str, Any]:
-    """Required parameters with their first accepted value; optional ones only if they must be given."""
-    ((name, accepted),) = gold.items()
-    document = next(f for f in functions if f["name"] == name)["parameters"]
-    given = {}
-    for key, values in accepted.items():
-        if values and ("" not in values or key in document["required"]):
-            chosen = next((value for value in values if value != ""), "")
-            given[key] = _literal(_first(chosen), document["properties"].get(key), category)
-    return {"name": name, "parameters": given}
-
-
-def _first(value: Any) -> Any:
-    """Nested objects list the accepted values of each key."""
-    if isinstance(value, list):
-        return [_first(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: _first(next(v for v in accepted if v != "")) if isinstance(accepted, list) else accepted
-        for key, accepted in value.items()
-        if not (isinstance(accepted, list) and "" in accepted)
-    }
-
-
-def _literal(value: Any, document: dict[str, Any], category: str) -> Any:
-    """Java and JavaScript values travel as source text."""
-    kind = document["type"] if document else "String"
-    if category == "simple_java":
-        return _java(value, kind, document)
-    if category == "simple_javascript":
-        return _javascript(value, kind)
-    return value
-
-
-def _java(value: Any, kind: str, document: dict[str, Any]) -> str:
-    if kind == "Array" and isinstance(value, list):
-        return f"new {document['items']['type']}[]{{" + ", ".join(map(_java_inner, value)) + "}"
-    if kind == "ArrayList" and isinstance(value, list):
-        inner = document["items"]["type"]
-        if not value:
-            return "new ArrayList<>()"
-        quote = "'" if inner == "char" else '"'
-        suffix = "L" if inner == "long" else ""
-        parts = [f"{quote}{v}{quote}" if inner in ("String", "char") else _java_inner(v) + suffix for v in value]
-        return f"new ArrayList<{inner}>(Arrays.asList({', '.join(parts)}))"
-    if kind == "HashMap" and isinstance(value, dict):
-        puts = " ".join(f'put("{k}", {json.dumps(v)});' for k, v in value.items())
-        return "new HashMap<String, Object>() {{ " + puts + " }}" if value else "new HashMap<>()"
-    text = _java_inner(value)
-    return text + {"long": "L", "float": "f"}.get(kind, "") if isinstance(value, int | float) else text
-
-
-def _java_inner(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _javascript(value: Any, kind: str) -> str:
-    if kind == "Bigint" and isinstance(value, int):
-        return f"{value}n"
-    return value if isinstance(value, str) else json.dumps(value)
+    return lambda category: oracle(bfcl_data, category)

@@ -296,19 +296,20 @@ def test_faults_of_answers_are_named(tmp_path, change, told):
 
 
 def test_a_category_with_a_fault_is_left_out_and_the_rest_is_scored(settings, prepared, tmp_path, bfcl_oracle):
-    chosen = settings.eval.model_copy(update={"bfcl_categories": [MISSING, "live_relevance"]})
+    faulty, whole = "live_parallel", "live_relevance"
+    chosen = settings.eval.model_copy(update={"bfcl_categories": [faulty, whole]})
     settings = settings.model_copy(update={"eval": chosen})
-    results.write(tmp_path, {name: bfcl_oracle(name) for name in (MISSING, "live_relevance")})
-    path = next(tmp_path.rglob(f"*{MISSING}_result.json"))
+    results.write(tmp_path, {name: bfcl_oracle(name) for name in (faulty, whole)})
+    path = next(tmp_path.rglob(f"*{faulty}_result.json"))
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(bfcl.EvaluationError, match="line 200: cut off"):
+    with pytest.raises(bfcl.EvaluationError, match="line 16: cut off"):
         _evaluate(settings, prepared, tmp_path / "out", answers=tmp_path / "result")
     summary = files.read_json(tmp_path / "out" / "summary.json")
-    assert summary["categories"].keys() == {"live_relevance"}
-    assert summary["categories"]["live_relevance"]["correct"] == 16
-    assert summary["faults"].keys() == {MISSING}
+    assert summary["categories"].keys() == {whole}
+    assert summary["categories"][whole]["correct"] == 16
+    assert summary["faults"].keys() == {faulty}
     assert summary["complete"] is False
     summary = _evaluate(settings, prepared, tmp_path / "out", answers=tmp_path / "result", allow_missing=True)
     assert (summary["missing"], summary["allow_missing"], summary["complete"]) == (1, True, False)
-    assert summary["categories"][MISSING]["correct"] == 199
-    assert summary["aggregates"]["multi_turn"] is None
+    assert summary["categories"][faulty]["correct"] == 15
+    assert summary["aggregates"]["live"] is None

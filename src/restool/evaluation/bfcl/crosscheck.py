@@ -39,8 +39,8 @@ def crosscheck(out: Path, *, report: Callable[[str], None]) -> dict[str, Any]:
     ours = _ours(out, list(summary["categories"]))
     rows = _answers(Path(summary["answers"] or out / "result"), ours)
     report(f"scoring {sum(map(len, rows.values()))} answers with the runner of bfcl-eval")
-    official = _official(python, rows, partial=any(summary[key] for key in ("limit", "missing")) or _left(ours, rows))
-    compared = {name: _compared(ours[name], official[name], rows[name]) for name in rows}
+    theirs = official(python, rows, partial=any(summary[key] for key in ("limit", "missing")) or _left(ours, rows))
+    compared = {name: _compared(ours[name], theirs[name], rows[name]) for name in rows}
     outcome = {
         "bfcl_eval": environments.packages(ENVIRONMENT)["bfcl-eval"],
         "equal": not any(row["differing"] for row in compared.values()),
@@ -82,7 +82,7 @@ def _left(ours: Mapping[str, Any], rows: Mapping[str, Any]) -> bool:
     return any(len(rows.get(name, ())) < len(listed) for name, listed in ours.items())
 
 
-def _official(python: Path, rows: Mapping[str, Mapping[str, Any]], *, partial: bool) -> dict[str, dict[str, Any]]:
+def official(python: Path, rows: Mapping[str, Mapping[str, Any]], *, partial: bool) -> dict[str, dict[str, Any]]:
     """Category → {"correct", "n", "wrong": ids}, as the official score files tell it."""
     with tempfile.TemporaryDirectory(prefix="restool-official-") as name:
         root = Path(name)
@@ -111,9 +111,9 @@ def _scores(root: Path, category: str, errors: str) -> dict[str, Any]:
     return {"correct": head["correct_count"], "n": head["total_count"], "wrong": [row["id"] for row in wrong]}
 
 
-def _compared(ours: Mapping[str, dict[str, Any]], official: dict[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+def _compared(ours: Mapping[str, dict[str, Any]], theirs: dict[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
     right = {name for name in rows if ours[name]["correct"]}
-    theirs = set(rows) - set(official["wrong"])
-    if official["n"] != len(rows) or official["correct"] != len(theirs):
-        raise EvaluationError(f"bfcl-eval's runner counted {official['n']} of {len(rows)} answers")
-    return {"n": len(rows), "ours": len(right), "official": len(theirs), "differing": sorted(right ^ theirs)}
+    accepted = set(rows) - set(theirs["wrong"])
+    if theirs["n"] != len(rows) or theirs["correct"] != len(accepted):
+        raise EvaluationError(f"bfcl-eval's runner counted {theirs['n']} of {len(rows)} answers")
+    return {"n": len(rows), "ours": len(right), "official": len(accepted), "differing": sorted(right ^ accepted)}
