@@ -4,19 +4,18 @@
 
 Libraries are imported once, in a parent that does nothing else; every attempt is a fork of it. Each attempt starts
 without the named results, is killed at its moment, and is followed by an undisturbed one. After either, the parent
-prints one JSON line: the moment, and the hashes of what lies there. What has a name ending in a dot-free word is a
-folder and is compared file by file.
+prints one JSON line: the moment, and the hashes of what lies there, folders file by file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
@@ -47,15 +46,17 @@ def attempt(command: list[str], prepare=lambda: None) -> int:
     child = os.fork()
     if child == 0:
         status = 70
-        with contextlib.suppress(BaseException):
+        with open("killed.log", "a") as log:
+            os.dup2(log.fileno(), 2)
+            os.dup2(log.fileno(), 1)
+        try:
             prepare()
             from restool.cli import app
 
-            with open("killed.log", "a") as log:
-                os.dup2(log.fileno(), 2)
-                os.dup2(log.fileno(), 1)
             app(command, standalone_mode=False)
             status = 0
+        except BaseException:
+            traceback.print_exc()
         sys.stdout.flush()
         for last in AT_END:
             last()
