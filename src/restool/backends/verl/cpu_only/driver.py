@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from ray._private import services
@@ -22,7 +23,7 @@ _PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_p
 def be_patient() -> None:
     """Make Ray's question after a new node wait for the answer, and give its agents ports to begin with."""
     require_versions()
-    ask, describe = services.get_node, RayParams.__init__
+    ask, begin, describe = services.get_node, services.start_raylet, RayParams.__init__
 
     def get_node(*arguments: Any) -> Any:
         deadline = time.monotonic() + _WAIT_S
@@ -39,7 +40,14 @@ def be_patient() -> None:
             options[name] = options.get(name) or port
         describe(self, *arguments, **options)
 
-    services.get_node, RayParams.__init__ = get_node, with_ports  # type: ignore[method-assign]
+    def start_raylet(*arguments: Any, **options: Any) -> Any:
+        node, session = arguments[2], Path(arguments[11])
+        for name in _PORTS:  # the files that the agents would write, and write again
+            (session / f"{name}_{node}").write_text(str(options[name]))
+        return begin(*arguments, **options)
+
+    services.get_node, services.start_raylet = get_node, start_raylet
+    RayParams.__init__ = with_ports  # type: ignore[method-assign]
 
 
 def _free_ports(count: int) -> list[int]:
