@@ -82,11 +82,11 @@ RIGHT = ""
 
 def _kind(item: dict[str, Any]) -> str:
     """The kind of failure of an item, `RIGHT` for none; BFCL's items have its checker's error type."""
-    if "failure_kind" in item:
-        return item["failure_kind"] or RIGHT
-    if item.get("correct", True):
+    known = item.get("failure_kind") if "failure_kind" in item else None if item.get("correct", True) else "wrong"
+    if known is None:
         return RIGHT
-    return str(item.get("error_type") or "wrong").replace("_", " ").rpartition("checker:")[2]
+    told = str(item.get("error_type") or known)
+    return (told.rpartition(":")[2] if "checker" in told else told).replace("_", " ").replace(":", ": ")
 
 
 def _failure_row(method: str, category: str, counts: Counter[str], shown: list[str], more: bool) -> list[Any]:

@@ -181,7 +181,8 @@ def benchmarks(frame: pd.DataFrame) -> list[Table]:
 def _benchmark_row(row: Any) -> list[Any]:
     category = "" if pd.isna(row.category) else row.category
     reason = "" if pd.isna(row.not_run) or not row.not_run else f"not run: {row.not_run}"
-    count = "" if pd.isna(row.n) else f"{int(row.correct)} / {int(row.n)}"
+    right = "" if pd.isna(row.correct) else f"{int(row.correct)} "
+    count = "" if pd.isna(row.n) else f"{right}/ {int(row.n)}"  # a total weighs its items: no count of right ones
     failures = "" if pd.isna(row.parse_failures) else f"{int(row.parse_failures)} / {int(row.over_length or 0)}"
     return [row.run, category, count, reason or _value(row.accuracy, row.low, row.high), failures, _seen(row)]
 

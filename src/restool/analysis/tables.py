@@ -271,8 +271,22 @@ def _benchmark(run: Run, benchmark: str) -> list[dict[str, Any]]:
     for name, value in summary.get("aggregates", {}).items():
         low, high = (summary.get("intervals") or {}).get(name) or (None, None)
         reason = "" if value is not None else "a category that it needs was not run"
-        rows.append({"category": f"= {name}", "accuracy": value, "low": low, "high": high, "not_run": reason})
+        counts = _of_total(summary, name)
+        rows.append({"category": f"= {name}", "accuracy": value, "low": low, "high": high, "not_run": reason, **counts})
     return rows
+
+
+def _of_total(summary: dict[str, Any], name: str) -> dict[str, Any]:
+    """Items of a total, and how many of them were seen in training, from the categories that it weighs."""
+    parts = (summary.get("weights") or {}).get(name)
+    if not parts:
+        return {}
+    seen = (summary.get("contamination") or {}).get("categories") or {}
+    known = all(part in seen for part in parts)
+    return {
+        "n": sum(summary["categories"][part]["n"] for part in parts),
+        "contaminated": sum(seen[part]["contaminated"] for part in parts) if known else None,
+    }
 
 
 def _seeds(estimate: comparison.Estimate, n_items: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ held-out tasks, written in BFCL's own format, with answers that `held_out.evalua
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 from restool import environments, files
 from restool.core.errors import ConfigurationError, EvaluationError, nearest
 from restool.data.bfcl_export import content
-from restool.evaluation import answering, contamination, items
+from restool.evaluation import answering, contamination, examples, items
 from restool.evaluation.bfcl import aggregates, episodes, native, prompts, results, scoring
 from restool.evaluation.bfcl.checker import Checker
 from restool.evaluation.bfcl.scoring import BENCHMARK
 from restool.evaluation.bfcl.synthetic import evaluate_synthetic
 from restool.evaluation.contamination import Training
+from restool.evaluation.examples import Shown
 from restool.settings import EvaluationSettings, RunSettings
 
 __all__ = ["BENCHMARK", "evaluate", "evaluate_synthetic"]
@@ -78,16 +80,28 @@ def evaluate(
     rows, judged = scored
     contents = {row["id"]: content(row) for name in found for row in entries[name]}
     contamination.mark(rows, contents, training or Training.unknown())
+    asked_of = {row["id"]: row["question"] for name in found for row in entries[name]}
+    shown = [_shown(asked_of[row["id"]], found[row["category"]].get(row["id"])) for row in rows]
     summary = scoring.summarize(rows, judged, limit, faults, training) | origin | {"allow_missing": allow_missing}
-    return _write(out, rows, summary)
+    return _write(out, rows, summary, examples.choose(rows, shown))
 
 
-def _write(out: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
+def _shown(turns: Sequence[Sequence[dict[str, Any]]], answer: Any) -> Shown:
+    """What a reader of a wrong answer needs; what was expected is in the checker's message (``why``)."""
+    said = [f"<{message['role']}> {message['content']}" for turn in turns for message in turn]
+    given = results.of(answer) if answer is not None else ""
+    text = given if isinstance(given, str) else json.dumps(given, indent=1, ensure_ascii=False)
+    return Shown("\n".join(said), None, text)
+
+
+def _write(
+    out: Path, rows: list[dict[str, Any]], summary: dict[str, Any], wrong: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Write what could be scored; then complain about what could not."""
     told = "; ".join(dict.fromkeys(summary["faults"].values()))
     if not rows:
         raise EvaluationError(told)
-    summary = items.write(out, rows, summary)
+    summary = items.write(out, rows, summary, wrong)
     if told:
         raise EvaluationError(f"{told}; the other categories ({len(summary['categories'])}) are scored in {out}")
     return summary
