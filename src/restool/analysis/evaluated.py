@@ -109,6 +109,10 @@ def obstacle(a: Evaluation, b: Evaluation) -> str | None:
     for key, told in IDENTIFYING.items():
         if a.summary.get(key) != b.summary.get(key):
             return f"scored on {told} ({_differing(a.summary.get(key), b.summary.get(key))})"
+    for name, one in (("A", a), ("B", b)):
+        lacking = [how["field"] for how in a.metrics.values() if not all(how["field"] in i for i in one.items.values())]
+        if lacking:
+            return f"{name} has no '{lacking[0]}' in its items, as older evaluations have not; evaluate it again"
     if not a.items.keys() & b.items.keys():
         return "scored on different items: no item is in both"
     return None

@@ -90,6 +90,7 @@ def test_a_model_against_itself_shows_nothing(tmp_path):
         ({"data_sha256": "e" * 64}, "b: scored on other data"),
         ({"version": "2"}, "b: scored on another version of the benchmark"),
         ({"items": [{"id": "stranger", "category": "first", "correct": True}]}, "b: scored on different items"),
+        ({"metrics": {"f1": {"field": "f1"}}, "items": [{"id": "first_0", "category": "first"}]}, "evaluate it again"),
         ({"benchmark": "another"}, "share no evaluated benchmark"),
     ],
 )
