@@ -22,6 +22,7 @@ from typing import Any
 
 VARIABLE = "RESTOOL_CALL"
 PATIENCE_SECONDS = 10
+SLURMS = b"SLURM_JOB_NAME=restool_"  # such a process is a job's, and ends by scancel (cluster.py)
 LOOKS = {"-n", "--dry-run", "--dryrun", "--lint", "--list", "-l", "--unlock", "--summary", "-S", "--dag", "--d3dag"}
 LOOKS |= {"-h", "--help", "-v", "--version", "--rulegraph", "--filegraph", "--list-rules", "--report"}
 LOOKS |= {"-D", "--detailed-summary", "--list-changes", "--lc", "-t", "--touch"}
@@ -108,7 +109,9 @@ def processes_of(call: str) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if wanted in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            is_slurms = any(variable.startswith(SLURMS) for variable in variables)
+            if wanted in variables and not is_slurms and int(folder.name) != os.getpid():
                 found.append(int(folder.name))
         except OSError:  # ended meanwhile, or somebody else's
             continue
