@@ -56,16 +56,19 @@ def begin():
         stop(f"cannot write here: {error}")
 
 
+PINNED = "RESTOOL_PLAN"  # where the call tells the small Snakemakes of its jobs which plan is theirs
+
+
 def read_request():
     """The plan: composed by the call itself, read by the small Snakemakes that run its jobs on other machines.
 
     Somebody may edit configs/ while jobs wait or run; they are those of the plan that they were submitted with.
     """
-    if not workflow.is_main_process and "RESTOOL_PLAN" in os.environ:
-        return read_plan(os.environ["RESTOOL_PLAN"])
+    if not workflow.is_main_process and PINNED in os.environ:
+        return read_plan(os.environ[PINNED])
     request = validated(dict(config), WorkflowSettings)
     plan = load_plan(request.experiment, request.overrides, write=RUNS_JOBS or not lock.is_occupied(LOCK))
-    os.environ["RESTOOL_PLAN"] = plan.path.as_posix()
+    os.environ[PINNED] = plan.path.as_posix()
     return plan
 
 
@@ -231,7 +234,6 @@ def asks(needs):
         "gpu": lambda wildcards: needs(wildcards)["gpus"],
         "gpu_model": lambda wildcards: (site.gpu_model or "") if needs(wildcards)["gpus"] else "",
         "nodes": lambda wildcards: costs.nodes(needs(wildcards)["gpus"], site.gpus_per_node),
-        "tasks": lambda wildcards: costs.nodes(needs(wildcards)["gpus"], site.gpus_per_node),
         "slurm_partition": lambda wildcards: (
             (site.gpu_partition if needs(wildcards)["gpus"] else site.partition) or ""
         ),

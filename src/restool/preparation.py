@@ -121,7 +121,7 @@ def can_be_completed(settings: RunSettings, out: Path) -> bool:
 
 
 def _lacks_api_bank(manifest: dict[str, Any]) -> bool:
-    return not manifest["benchmarks"]["api_bank"]["available"]
+    return manifest.get("benchmarks", {}).get("api_bank", {}).get("available") is False
 
 
 def _reaches_api_bank(settings: RunSettings, out: Path) -> bool:

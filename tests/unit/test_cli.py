@@ -84,7 +84,7 @@ def test_plan_and_methods_speak_json(restool, tmp_path):
     plan = json.loads(out)
     assert status == 0
     assert plan["gpu_hours"] > 0
-    assert plan["basis"] == ["assumed", "calculated"]
+    assert plan["basis"] == ["assumed"]
     status, out, _ = restool("methods", "rest", "--json")
     assert json.loads(out)["id"] == "rest_released"
 

@@ -13,7 +13,7 @@ def test_scores_are_those_of_the_evaluator(experiment: Experiment) -> None:
     run = experiment.rl_runs[0]
     mine = tables.scores(experiment)
     mine = mine[mine["run"] == run.id].set_index(["split", "mode", "metric"])["value"]
-    theirs = held_out.summarize(run.items("held-out"))["aggregates"]
+    theirs = held_out.totals(run.items("held-out"))["aggregates"]
     for metric in ("tool_exact", "flawless_tool_exact", "reward", "correctness", "right_name", "exact_no_tool"):
         assert mine["held_out", "greedy", metric] == pytest.approx(theirs[f"held_out/greedy/{metric}"])
 

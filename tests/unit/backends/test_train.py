@@ -54,10 +54,10 @@ def test_broken_start_model_is_one_clear_line(damage, prepared, tmp_path):
     assert not run.is_done
 
 
-def test_another_backend_is_refused(prepared, tmp_path):
+def test_a_backend_without_its_section_is_refused(prepared, tmp_path):
     chosen = settings()
     chosen = chosen.model_copy(update={"backend": chosen.backend.model_copy(update={"name": "verl"})})
-    with pytest.raises(ConfigurationError, match="backend=local"):
+    with pytest.raises(ConfigurationError, match="use backend=verl or verl_cpu"):
         train(begin(tmp_path / "run", prepared, chosen), chosen, prepared, prepared / "model", report=print)
 
 
