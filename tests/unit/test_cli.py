@@ -80,7 +80,8 @@ def test_an_unknown_run_of_a_plan_is_named(restool, tmp_path):
 
 
 def test_plan_and_methods_speak_json(restool, tmp_path):
-    status, out, _ = restool("plan", "paper", "--json", "--results", str(tmp_path))
+    small = ["experiment.matrix.models=[qwen3_1.7b]", "experiment.matrix.methods=[grpo]", "experiment.extra=[]"]
+    status, out, _ = restool("plan", "paper", *small, "--json", "--results", str(tmp_path))
     plan = json.loads(out)
     assert status == 0
     assert plan["gpu_hours"] > 0

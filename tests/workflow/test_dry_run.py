@@ -36,7 +36,7 @@ def test_bare_call_plans_the_default_experiment_with_the_default_profile(clone):
     assert planned["prepare"] == planned["variance"] == planned["report"] == planned["track"] == 1
 
 
-@pytest.mark.parametrize("experiment", ["rlla_tiny", "paper"])
+@pytest.mark.parametrize("experiment", ["rlla_tiny", pytest.param("paper", marks=pytest.mark.slow)])
 def test_other_experiments_expand_and_dry_run(clone, experiment):
     done = clone.snakemake("-n", "--config", f"experiment={experiment}")
     assert done.status == 0, done.output

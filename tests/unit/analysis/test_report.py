@@ -39,6 +39,7 @@ def test_every_figure_has_a_caption_for_the_workflows_report() -> None:
     assert {path.stem for path in folder.glob("*.rst")} >= set(figures.NAMES)
 
 
+@pytest.mark.slow
 def test_drawing_twice_gives_the_same_bytes(analyzed: Path) -> None:
     before = {path: path.read_bytes() for path in (analyzed / "analysis/figures").iterdir()}
     analyze(analyzed)
