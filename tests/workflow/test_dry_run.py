@@ -138,9 +138,9 @@ def own_environments(clone) -> dict[str, str]:
     return {"RESTOOL_ENVS": str(clone.path / "environments")}
 
 
-def pretend_everything_is_done(clone, experiment: str = "quick", **variables: str) -> list[str]:
+def pretend_everything_is_done(clone, *request: str, **variables: str) -> list[str]:
     """Put an empty file at every output and have Snakemake record it as made with the current parameters."""
-    chosen = ("--config", f"experiment={experiment}")
+    chosen = ("--config", *(request or ["experiment=quick"]))
     summary = clone.snakemake("--summary", *chosen, **variables)
     outputs = [line.split("\t")[0] for line in summary.output.splitlines()[1:]]
     for output in outputs:
@@ -175,7 +175,9 @@ def test_slurm_jobs_ask_for_what_the_site_file_and_the_run_say(clone):
     ]:
         clone.write(f"bin/{program}", f"#!/bin/sh\n{script}\n")
         (clone.path / "bin" / program).chmod(0o755)
-    outputs = pretend_everything_is_done(clone, "paper", **own_environments(clone))
+    two = ["matrix.models=[qwen3_14b]", "matrix.methods=[base,rest_fixed]", "extra=[]"]
+    request = ["experiment=paper", f"overrides={json.dumps([f'experiment.{value}' for value in two])}"]
+    outputs = pretend_everything_is_done(clone, *request, **own_environments(clone))
     done_file = next(path for path in outputs if "14b-rest_fixed" in path and path.endswith("s0/done.json"))
     plan = json.loads((clone.path / "results/paper/plan.json").read_text())
     run = next(run for run in plan["runs"] if f"/{run['id']}/" in done_file)
@@ -183,7 +185,7 @@ def test_slurm_jobs_ask_for_what_the_site_file_and_the_run_say(clone):
     for name in wanted:
         (clone.path / name).unlink()
     path = f"{clone.path / 'bin'}:{clone.variables['PATH']}"
-    arguments = ["--config", "experiment=paper", "--profile", "slurm", "--retries", "0"]
+    arguments = ["--config", *request, "--profile", "slurm", "--retries", "0"]
     clone.snakemake(*wanted, *arguments, PATH=path, **own_environments(clone))
     submitted = (clone.path / "sbatch.log").read_text().splitlines()
     training = next(line for line in submitted if "rule_train" in line)
