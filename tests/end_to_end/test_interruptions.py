@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.end_to_end, pytest.mark.xdist_group("one experiment")]
+pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 
 DRIVER = Path(__file__).with_name("killed_at.py")
 PLAN = "results/test/plan.json"

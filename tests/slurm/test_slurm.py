@@ -14,7 +14,7 @@ from pathlib import Path
 import cluster
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("one experiment")]
+pytestmark = pytest.mark.slow
 
 COMMAND = ["snakemake", "--cores", "all", "--profile", "slurm"]
 SOON = ["--slurm-init-seconds-before-status-checks", "5"]

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
 NO_TESTS = 5
 QUIETLY = ["-q", "--durations=12", "--durations-min=2"]  # the slowest are named: what all wait for
-SIDE_BY_SIDE = {"fast": ["-n", "2"], "end to end": ["-n", "2", "--dist", "loadgroup"]}
+SIDE_BY_SIDE = {"fast": ["-n", "2"], "end to end": ["-n", "2", "--dist", "loadfile"]}
 
 
 def _checks() -> list[tuple[str, list[str]]]:
