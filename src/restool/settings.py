@@ -194,7 +194,10 @@ class RLSettings(Settings):
     )
     checkpoint_every: int = Field(gt=0)
     rollouts_every: int = Field(gt=0, description="steps between written samples of answers")
-    critic_learning_rate: float | None = None
+    critic_learning_rate: float | None = Field(None, gt=0)
+    critic_epochs: int | None = Field(
+        None, gt=0, description="the critic's passes over a step's answers; null: as many as the policy's"
+    )
 
 
 class TrainingSettings(Settings):

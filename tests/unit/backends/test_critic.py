@@ -60,6 +60,19 @@ def test_the_policy_is_not_touched_by_the_critic(imitator, prepared, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, session.model.parameters(), strict=True))
 
 
+def test_the_critic_makes_passes_of_its_own(imitator, prepared, tmp_path, monkeypatch):
+    overrides = ["training.rl.minibatches=2", "training.rl.critic_epochs=3"]
+    _, collector, learner = parts(tmp_path / "a", prepared, imitator, *PPO, *overrides)
+    answers, _ = rollouts_of_labels(collector, learner)
+    advantage_BT = learner.advantages(answers)
+    update, seen = learner.critic.update, []
+    monkeypatch.setattr(learner.critic, "update", lambda a, rows_B, f: (seen.append(rows_B), update(a, rows_B, f))[1])
+    learner.update(1, answers, advantage_BT, learner.weights(answers))
+    assert len(seen) == 3 * 2
+    assert (torch.stack(seen).sum(0) == 3).all()  # each answer once a pass
+    assert len({tuple(rows_B.tolist()) for rows_B in seen}) > 2  # each pass divided anew
+
+
 def test_a_run_with_one_answer_a_prompt(trained):
     run = trained(*PPO, "training.rl.samples=1")
     assert {"loss/value", "grad/critic_norm", "value/explained_variance"} <= run.metrics()[-1].keys()

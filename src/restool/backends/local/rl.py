@@ -120,7 +120,7 @@ class Learner:
     # --- from there to updates -----------------------------------------------------------------------------
 
     def update(self, step: int, answers: Rollouts, advantage_BT: Tensor, weight_BT: Tensor) -> dict[str, float]:
-        """``epochs`` passes over the answers, each in ``minibatches`` updates of whole groups."""
+        """``epochs`` passes over the answers, each in ``minibatches`` updates of whole groups; the critic's likewise."""
         factor = optimisation.linear_decay(step, self._rl.steps, self._rl.final_learning_rate)
         reference_BT = None
         if self._reference is not None and not self._record.kl_in_reward:
@@ -131,10 +131,11 @@ class Learner:
                 in_batch_B = torch.isin(answers.batch.group_B, group_M)
                 tally.add(loss=self._accumulate(answers, in_batch_B, advantage_BT, weight_BT, reference_BT, tally))
                 tally.add(norm=self._optimiser.step(factor))
-                if self.critic is not None:
-                    tally.add(**self.critic.update(answers, in_batch_B, factor))
         of_critic = {}
         if self.critic is not None:
+            for epoch in range(self._rl.critic_epochs or self._rl.epochs):
+                for group_M in self._minibatches(step, epoch, len(answers.prompts)):
+                    tally.add(**self.critic.update(answers, torch.isin(answers.batch.group_B, group_M), factor))
             of_critic = {
                 "loss/value": tally.mean("value_loss"),
                 "grad/critic_norm": tally.mean("critic_norm"),

@@ -216,7 +216,8 @@ def _trainer(settings: RunSettings, run: Path) -> dict[str, Any]:
 
 
 def _critic(settings: RunSettings, start: Path) -> dict[str, Any]:
-    rate = settings.training.rl.critic_learning_rate
+    rl = settings.training.rl
+    rate = rl.critic_learning_rate
     assert rate is not None  # `algorithms.check` has seen to it
     return {
         "critic.enable": True,
@@ -225,7 +226,8 @@ def _critic(settings: RunSettings, start: Path) -> dict[str, Any]:
         "critic.model.path": str(start),
         "critic.model.use_remove_padding": verl(settings).remove_padding,
         "critic.model.enable_gradient_checkpointing": settings.model.tiny is None,
-        "critic.ppo_max_token_len_per_gpu": settings.training.rl.micro_tokens,
+        "critic.ppo_max_token_len_per_gpu": rl.micro_tokens,
+        "critic.ppo_epochs": rl.critic_epochs or rl.epochs,
         **_optimiser(settings, "critic", rate),
         **_offload(settings, "critic.fsdp"),
     }
