@@ -42,6 +42,9 @@ def signed(mean: float, low: float, high: float) -> str:
     return f"{mean:+.3f}" + ("" if pd.isna(low) else f" [{low:+.3f}, {high:+.3f}]")
 
 
+MOST_NAMED = 6  # methods; of more, the answer tells each measure once and leaves the numbers to the tables
+
+
 @dataclass(frozen=True)
 class Finding:
     """One sentence of the answer, and the numbers that it rests on."""
@@ -76,6 +79,10 @@ def verdict(row: Any) -> str:
 def _differences(differences: pd.DataFrame) -> Iterator[Finding]:
     differences = differences[~differences["metric"].str.startswith("right_").astype(bool)]
     for where, group in _groups(differences):
+        plain = group[group["question"] == ""]
+        if plain["a"].nunique() > MOST_NAMED:
+            yield from _measures(plain, where)
+            group = group[group["question"] != ""]
         for (a, b, question), rows in group.groupby(["a", "b", "question"], sort=False):
             if (a, b, question) == tables.QUESTIONS[-1]:
                 continue  # follows from the others; the table has it
@@ -85,6 +92,22 @@ def _differences(differences: pd.DataFrame) -> Iterator[Finding]:
                 for row in rows.itertuples()
             ]
             yield Finding(f"{a} against {b}{why}{where}: {_summary(rows)}.", "; ".join(told))
+
+
+def _measures(group: pd.DataFrame, where: str) -> Iterator[Finding]:
+    """Of many methods: for each reference and measure, which of them differ."""
+    for (b, mode, metric), rows in group.groupby(["b", "mode", "metric"], sort=False):
+        found: dict[str, list[str]] = {}
+        for row in rows.itertuples():
+            found.setdefault(verdict(row), []).append(row.a)
+        silent = len(found.pop("not distinguishable", []))
+        told = [
+            f"{how.replace(', but not after', ' only before')} for {listed(methods)}"
+            for how, methods in sorted(found.items())
+        ]
+        told += [f"not distinguishable for {silent} of {len(rows)} methods"] if silent else []
+        seeds = f" ({rows['n_seeds'].max()} seeds)"
+        yield Finding(f"{name(metric, mode).capitalize()} against {b}{where}{seeds}: {'; '.join(told)}.")
 
 
 def _summary(rows: pd.DataFrame) -> str:
@@ -124,7 +147,8 @@ def _gains(experiment: Experiment, gains: pd.DataFrame) -> Iterator[Finding]:
             elif not rest:
                 told = "up for every method"
             else:
-                told = (f"up for {listed(shown)}; " if shown else "") + f"no rise shown for {listed(rest)}"
+                risen = f"all but {listed(rest)}" if len(shown) > MOST_NAMED > len(rest) else listed(shown)
+                told = (f"up for {risen}; " if shown else "") + f"no rise shown for {listed(rest)}"
             yield Finding(f"{name(metric, mode).capitalize()} after RL{where}: {told}.", _by_method(cell))
 
 
@@ -139,6 +163,8 @@ def _flawless(experiment: Experiment, gains: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _by_method(cell: pd.DataFrame) -> str:
+    if len(cell) > MOST_NAMED:
+        return ""
     return "; ".join(f"{row.method} {signed(row.mean, row.low, row.high)}" for row in cell.itertuples())
 
 

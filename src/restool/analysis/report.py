@@ -74,6 +74,8 @@ def _question(experiment: Experiment) -> str:
     others = [m for m in experiment.methods if m in {run.method for run in experiment.rl_runs} and m != reference]
     if not others:
         return f"What does {reference} change?"
+    if len(others) > findings.MOST_NAMED:
+        return f"Does any of {len(others)} methods do better than {reference}, and is the difference more than chance?"
     return f"Do {findings.listed(others)} do better than {reference}, and is the difference more than chance?"
 
 

@@ -158,6 +158,21 @@ def test_findings_follow_the_intervals(experiment) -> None:
             assert named == clear
 
 
+def test_of_many_methods_each_measure_is_told_once(experiment, monkeypatch) -> None:
+    monkeypatch.setattr(findings, "MOST_NAMED", 1)
+    frames = tables.build(experiment)
+    told = [f.verdict for f in findings.state(experiment, frames)]
+    plain = frames["differences"].query("question == '' and not metric.str.startswith('right_')")
+    for (mode, metric), rows in plain.groupby(["mode", "metric"], sort=False):
+        (line,) = (x for x in told if x.startswith(f"{findings.name(metric, mode).capitalize()} against grpo"))
+        silent = sum(findings.verdict(row) == "not distinguishable" for row in rows.itertuples())
+        assert (f"not distinguishable for {silent} of {len(rows)} methods" in line) == bool(silent)
+        assert all((row.a in line) == (findings.verdict(row) != "not distinguishable") for row in rows.itertuples())
+    assert not any(x.startswith("masked_uniform against grpo") for x in told)
+    assert any(x.startswith("rest_fixed against masked_uniform") for x in told)  # a question of its own
+    assert "Does any of" in report._question(experiment)
+
+
 def test_one_seed_and_nothing_else_still_makes_a_report(tmp_path: Path, write_experiment) -> None:
     directory = write_experiment(tmp_path / "results", "experiment.matrix.seeds=[0]", steps=3, items=20)
     for path in directory.glob("runs/*/eval/*"):

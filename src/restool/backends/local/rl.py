@@ -120,7 +120,7 @@ class Learner:
     # --- from there to updates -----------------------------------------------------------------------------
 
     def update(self, step: int, answers: Rollouts, advantage_BT: Tensor, weight_BT: Tensor) -> dict[str, float]:
-        """``epochs`` passes over the answers, each in ``minibatches`` updates of whole groups; the critic's likewise."""
+        """``epochs`` passes over the answers, each in ``minibatches`` updates of whole groups; so does the critic."""
         factor = optimisation.linear_decay(step, self._rl.steps, self._rl.final_learning_rate)
         reference_BT = None
         if self._reference is not None and not self._record.kl_in_reward:
