@@ -158,7 +158,7 @@ def _expand(experiment: str, overrides: list[str]) -> dict[str, Any]:
     for_runs = [o for o in overrides if o not in own]
     with _hydra() as compose:
         chosen = compose([f"+experiment={experiment}", *own])["experiment"]
-        settings: ExperimentSettings = validate(chosen, ExperimentSettings)
+        settings: ExperimentSettings = validate(chosen, ExperimentSettings, source=f"experiment '{experiment}'")
         runs: dict[str, dict[str, Any]] = {}
         for matrix in (settings.matrix, *settings.extra):
             for run in _expand_matrix(matrix, settings, for_runs, compose):

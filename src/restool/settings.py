@@ -360,12 +360,14 @@ def configs_directory() -> Path:
     return here if (here / "config.yaml").exists() else Path(__file__).resolve().parents[2] / "configs"
 
 
-def validate(composed: dict[str, Any], kind: type[Settings] = RunSettings) -> Any:
-    """Validate a composed configuration; the first faults become one line naming key, expectation and nearest key."""
+def validate(composed: dict[str, Any], kind: type[Settings] = RunSettings, *, source: str = "") -> Any:
+    """Validate a composed configuration; the first faults become one line naming key, expectation and nearest key,
+    after ``source``, where they are from."""
     try:
         return kind.model_validate(composed)
     except ValidationError as error:
-        raise ConfigurationError("; ".join(_explain(fault, kind) for fault in error.errors()[:3])) from None
+        told = "; ".join(_explain(fault, kind) for fault in error.errors()[:3])
+        raise ConfigurationError(f"{source}: {told}" if source else told) from None
 
 
 def _explain(fault: Any, kind: type[BaseModel]) -> str:
