@@ -22,7 +22,7 @@ ASSUMED_PROMPT_TOKENS = 900
 ASSUMED_ITEMS = {"api-bank": 597, "held-out": 1000}
 ASSUMED_ITEMS_ELSEWHERE = 1000
 ASSUMED_BFCL_ITEMS = {"single": 280, "multi_turn": 200 * 10}
-ASSUMED_TINY_SECONDS = {"sft": 200, "rl": 60, "none": 5, "evaluate": 30, "variance": 60}
+ASSUMED_TINY_SECONDS = {"sft": 180, "rl": 60, "none": 5, "evaluate": 30, "variance": 60}
 GPU_GB = 80.0  # of the devices that plans assume
 VERL_CPU_MEGABYTES = 12_000  # a tiny model through verl and vLLM on a CPU: about ten processes
 TIME_MARGIN = 2  # what a scheduler is asked for, over what is assumed
@@ -31,7 +31,8 @@ TIME_MARGIN = 2  # what a scheduler is asked for, over what is assumed
 def resources(config: dict[str, Any], kind: str) -> dict[str, int]:
     """What a scheduler must give a training job: ``mem_mb``, ``runtime`` (minutes), ``gpus``, ``threads``."""
     parameters = float(config["model"]["parameters"])
-    threads = int(config["backend"]["threads"])
+    backend = config["backend"]
+    threads = int((backend["sft_threads"] if kind == "sft" else None) or backend["threads"])
     if kind == "rl" and (layout := verl_layout(config)):
         return _resources_of_verl(config, layout, parameters)
     if parameters <= TINY_PARAMETERS:

@@ -224,7 +224,14 @@ class BackendSettings(Settings):
     name: Literal["local", "verl"]
     device: Literal["auto", "cpu", "cuda"]
     threads: int = Field(gt=0, description="CPU threads of one training process; one is bit-reproducible")
+    sft_threads: int | None = Field(
+        None, gt=0, description="CPU threads of an SFT run, which all that starts from it wait for; null: threads"
+    )
     verl: VerlSettings | None = None
+
+    def threads_of(self, kind: str) -> int:
+        """CPU threads of a run of this kind (``sft``, ``rl``, ``none``)."""
+        return self.sft_threads or self.threads if kind == "sft" else self.threads
 
 
 class DecodingSettings(Settings):

@@ -14,3 +14,6 @@ if [ -z "$python" ]; then
         "install one, or name one with RESTOOL_PYTHON=/path/to/python3.11" >&2
     exit 2
 fi
+# Modules are installed without their compiled form and compiled when they are first imported. Where Python may not keep
+# that, every job compiles thousands of them again: 14 seconds each.
+unset PYTHONDONTWRITEBYTECODE

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from restool import algorithms
 from restool.backends.local import checkpoints
 from restool.backends.progress import Progress
 from restool.files import JsonLinesWriter
@@ -46,7 +47,7 @@ class Session:
 
     @classmethod
     def open(cls, run: RunDirectory, settings: RunSettings, start: str | Path, report: Report) -> Session:
-        torch.set_num_threads(settings.backend.threads)
+        torch.set_num_threads(settings.backend.threads_of(algorithms.get(settings.method.algorithm).kind))
         device = loading.resolve_device(settings.backend.device)
         revision = None if Path(start).is_dir() else settings.model.revision
         model, tokenizer = loading.load(start, dtype=settings.model.dtype, device=device, revision=revision)
