@@ -24,6 +24,7 @@ from restool.core.errors import ToolEnvironmentError, nearest
 
 STAMP = "restool-stamp.json"
 _OPTIONS = "# pip-options:"
+_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
 _THEN = "# then:"
 
 
@@ -81,6 +82,15 @@ def build(name: str, *, report: Callable[[str], None] = lambda line: None) -> Pa
     return _interpreter(target)
 
 
+def variables() -> dict[str, str]:
+    """The variables of this process for a program in another environment: all but those that are for our interpreter.
+
+    Among these PYTHONDONTWRITEBYTECODE: with it each process would compile the tool's thousands of modules again,
+    which takes longer than Ray gives a process to start.
+    """
+    return {key: value for key, value in os.environ.items() if key not in _OURS}
+
+
 def packages(name: str) -> dict[str, str]:
     """Installed versions of a built environment, read from its stamp."""
     python(name)
@@ -123,9 +133,8 @@ def _interpreter(target: Path) -> Path:
 
 
 def _run(command: list[str], name: str) -> str:
-    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=variables(), check=False)
     except OSError as error:
         raise ToolEnvironmentError(f"cannot build environment '{name}': {error}") from error
     if done.returncode != 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import signal
 import subprocess
@@ -60,10 +59,7 @@ def request_of(settings: RunSettings, run: Path, prepared: Path, start: Path) ->
 
 
 def variables(device: str) -> dict[str, str]:
-    """The environment of the program: ours without its Python path, offline, quiet."""
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    }
+    """The environment of the program: offline, quiet, with our source on its path."""
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -73,7 +69,7 @@ def variables(device: str) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(Path(restool.__file__).resolve().parents[1]),
     }
-    return kept | quiet | (cpu_only.ENVIRONMENT if device == "cpu" else {})
+    return environments.variables() | quiet | (cpu_only.ENVIRONMENT if device == "cpu" else {})
 
 
 def model_folder(start: str | Path, revision: str | None) -> Path:

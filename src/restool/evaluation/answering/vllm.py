@@ -210,7 +210,7 @@ class Server:
 
 def _variables(device: str, cache_gib: int) -> dict[str, str]:
     """The environment of the server: ours, without what belongs to our interpreter, nothing sent to anybody."""
-    own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    own = environments.variables()
     chosen = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if device == "cpu":
         # Left to itself, vLLM takes half of the memory for its cache; binding threads fails in containers.
