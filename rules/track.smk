@@ -20,7 +20,7 @@ rule track:
         **asks(always(2000, 30)),
     params:
         plan=PLAN,
-        code=source_hash("tracking.py"),
+        code=source_hash("tracking"),
         server=os.environ.get("MLFLOW_TRACKING_URI", ""),
     message:
         "Import into MLflow"

@@ -253,4 +253,4 @@ def closing_lines():
     programs = Path(sys.executable).parent if programs.startswith("..") else programs
     return f"""
 report: {REPORT} (open it in a browser)
-MLflow: {programs}/mlflow ui --backend-store-uri sqlite:///results/mlflow.db   then open http://127.0.0.1:5000"""
+MLflow: {programs}/restool mlflow {plan.name}   (the methods side by side)"""

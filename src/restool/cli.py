@@ -211,6 +211,26 @@ def track(
     tracking.track(_plan(plan).directory, uri=uri, report=report)
 
 
+@app.command(name="mlflow")
+def open_mlflow(
+    experiment: Annotated[str, typer.Argument(help="an imported experiment")] = "quick",
+    methods: Annotated[list[str] | None, typer.Argument(help="compare these, e.g. grpo rest_fixed")] = None,
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow store; default MLFLOW_TRACKING_URI, else results/mlflow.db")
+    ] = None,
+    port: Annotated[int, typer.Option(help="of the server that is started, or the next free one")] = 5000,
+    browser: Annotated[bool, typer.Option(help="open the page where there is a desktop")] = True,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Open MLflow on the saved comparison of an experiment: its methods side by side, mean over seeds.
+
+    Prints the page's address. A store without a server gets one, which runs until Ctrl-C.
+    """
+    from restool import tracking
+
+    tracking.show(results / experiment, methods or [], uri=uri, port=port, browser=browser, report=report)
+
+
 # ------------------------------------------------------------------------------------------------- evaluation
 
 

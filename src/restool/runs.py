@@ -219,12 +219,19 @@ def environment_record() -> dict[str, Any]:
     """What a reader needs to know about where a run was made."""
     packages = ["torch", "transformers", "numpy", "restool"]
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **code_record(),
         "packages": {name: metadata.version(name) for name in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
+    }
+
+
+def code_record() -> dict[str, Any]:
+    """The commit of this code (None outside a git repository), and whether files differ from it."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
 
 

@@ -38,7 +38,7 @@ def test_one_command_leads_to_a_report(finished_clone):
     assert list((results / "analysis/figures").glob("*.svg"))
     output = (finished_clone.path / "output.txt").read_text()
     assert "report: results/test/report.html" in output
-    assert "mlflow ui --backend-store-uri sqlite:///results/mlflow.db" in output
+    assert "restool mlflow test" in output
 
 
 def test_mlflow_holds_one_parent_and_one_child_a_run(finished_clone):

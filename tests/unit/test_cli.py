@@ -26,7 +26,7 @@ def restool(monkeypatch, capsys):
 
 VERBS = [
     *("prepare", "train", "generate", "chat", "analyze", "report", "track", "evaluate"),
-    *("compare", "env", "plan", "doctor", "methods", "show"),
+    *("compare", "env", "plan", "doctor", "methods", "show", "mlflow"),
 ]
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import sqlite3
@@ -10,7 +11,8 @@ import pytest
 
 from restool import files, tracking
 from restool.analysis.experiment import load
-from restool.core.errors import TrackingError
+from restool.core.errors import ConfigurationError, TrackingError
+from restool.tracking import access, importing, serving, views
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(autouse=True)
 def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def test_a_child_holds_settings_tags_and_every_point_with_its_step(tracked) -> N
     run = next(run for run in load(tracked).rl_runs if run.method == "rest_fixed" and run.seed == 1)
     stored = _runs(tracked)[f"quick/{run.id}"]
     assert stored.data.params["training.rl.steps"] == str(run.settings.training.rl.steps)
-    assert stored.data.params == tracking.flatten(run.settings.model_dump(mode="json"))
+    assert stored.data.params == importing.flatten(run.settings.model_dump(mode="json"))
     wanted = {
         "method": "rest_fixed",
         "seed": "1",
@@ -76,6 +79,7 @@ def test_a_child_holds_settings_tags_and_every_point_with_its_step(tracked) -> N
     }
     assert wanted.items() <= stored.data.tags.items()
     assert stored.data.tags["commit"] == run.environment["commit"]
+    assert stored.data.tags["run_directory"] == f"quick/runs/{run.id}"
     history = _client(tracked).get_metric_history(stored.info.run_id, "reward/total")
     assert [(m.step, m.value, m.timestamp) for m in sorted(history, key=lambda m: m.step)] == [
         (row["step"], row["reward/total"], int(1000 * row["timestamp"])) for row in run.metrics
@@ -88,6 +92,16 @@ def test_report_and_figures_are_artifacts_of_the_parent(tracked) -> None:
     names = {item.path for item in _client(tracked).list_artifacts(parent)}
     assert {"report.html", "analysis"} <= names
     assert (tracked.parent / "mlartifacts/quick").is_dir()
+
+
+def test_a_child_says_where_its_model_lies_and_which_it_is(again) -> None:
+    run = load(again).run("tiny-grpo-fraction-s0")
+    files.write_text(run.directory.model / "model.safetensors", "weights")
+    run.directory.finish({"steps": 12})
+    tracking.track(again)
+    tags = _runs(again)[f"quick/{run.id}"].data.tags
+    assert (again.parent / tags["model_directory"] / "model.safetensors").exists()
+    assert tags["model_fingerprint"] == run.directory.done()["model"]
 
 
 def test_importing_twice_changes_nothing(again) -> None:
@@ -131,10 +145,17 @@ def test_a_run_made_anew_replaces_its_old_self_and_comes_back_with_it(again) -> 
     new = _runs(again)[f"quick/{run.id}"]
     assert new.info.run_id != old.info.run_id
     assert new.data.tags["restool.replaces"] == old.info.run_id
+    assert old.info.run_id in new.data.tags["mlflow.note.content"]
+    aside = _client(again).get_run(old.info.run_id)
+    assert aside.info.lifecycle_stage == "deleted"
+    assert aside.data.tags["restool.superseded_by"] == new.info.run_id
     files.write_json(run.directory.path / "done.json", old_done)
     points = _stored_points(again)
     tracking.track(again)
-    assert _runs(again)[f"quick/{run.id}"].info.run_id == old.info.run_id
+    back = _runs(again)[f"quick/{run.id}"]
+    assert back.info.run_id == old.info.run_id
+    assert "restool.superseded_by" not in back.data.tags
+    assert _client(again).get_run(new.info.run_id).data.tags["restool.superseded_by"] == old.info.run_id
     assert _stored_points(again) == points
 
 
@@ -158,15 +179,15 @@ def test_an_unfinished_run_is_named_and_left_out(again) -> None:
 
 
 def test_a_locked_database_is_one_clear_line(again, monkeypatch) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE", 0.2)
-    monkeypatch.setattr(tracking.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(access, "PATIENCE", 0.2)
+    monkeypatch.setattr(access.time, "sleep", lambda seconds: None)
     database = sqlite3.connect(again.parent / "mlflow.db")
     database.execute("BEGIN EXCLUSIVE")
     lines: list[str] = []
     with pytest.raises(TrackingError, match=r"database is locked.*MLFLOW_TRACKING_URI") as caught:
         tracking.track(again, report=lines.append)
     assert "\n" not in str(caught.value)
-    assert len(lines) == tracking.ATTEMPTS - 1
+    assert len(lines) == access.ATTEMPTS - 1
     database.rollback()
     assert tracking.track(again).points == 0
 
@@ -189,13 +210,72 @@ def test_a_file_that_is_no_database_is_left_alone(quick) -> None:
 def test_a_second_import_at_the_same_time_waits_then_says_so(quick, monkeypatch) -> None:
     from filelock import FileLock
 
-    monkeypatch.setattr(tracking, "PATIENCE", 0.05)
-    with FileLock(quick.parent / ".mlflow.lock"), pytest.raises(TrackingError, match="another import"):
-        tracking.track(quick)
+    monkeypatch.setattr(access, "PATIENCE", 0.05)
+    monkeypatch.setattr(access, "QUEUE", 0.05)
+    lines: list[str] = []
+    with FileLock(quick.parent / ".mlflow.db.lock"), pytest.raises(TrackingError, match="another import"):
+        tracking.track(quick, report=lines.append)
+    assert any("waiting" in line for line in lines)
+    with FileLock(quick.parent / ".mlflow.db.lock", thread_local=False) as held:
+        monkeypatch.setattr(access, "QUEUE", 60)
+        threading.Timer(0.5, lambda: held.release(force=True)).start()
+        with access.turn(access.address(quick.parent), quick, lines.append):
+            pass
+
+
+def test_the_results_of_another_folder_are_not_taken_for_old_selves(again, tmp_path, monkeypatch) -> None:
+    shared = f"sqlite:///{tmp_path / 'shared.db'}"
+    shutil.copy(again.parent / "mlflow.db", tmp_path / "shared.db")
+    shutil.copytree(again, tmp_path / "elsewhere/quick")
+    assert tracking.track(again, uri=shared).added == 0
+    with pytest.raises(TrackingError, match=rf"holds the results of \w+:{again.parent}.*MLFLOW_EXPERIMENT_NAME"):
+        tracking.track(tmp_path / "elsewhere/quick", uri=shared)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "quick elsewhere")
+    assert tracking.track(tmp_path / "elsewhere/quick", uri=shared).added == 14
+
+
+def test_the_saved_view_shows_the_compared_runs_by_method(tracked) -> None:
+    client = _client(tracked)
+    experiment = client.get_experiment_by_name("quick")
+    view = json.loads(experiment.tags["mlflow.sharedViewState.quick"])
+    shown = client.search_runs([experiment.experiment_id], view["searchFilter"])
+    assert {run.info.run_name for run in shown} == {run.id for run in load(tracked).rl_runs}
+    assert [key["groupByData"] for key in view["groupBy"]["groupByKeys"]] == ["method"]
+    drawn = {chart["metricKey"] for chart in view["compareRunCharts"]}
+    assert drawn >= {"reward/total", "entropy/arguments", "bfcl-synthetic/overall"}
+    assert all(drawn <= set(run.data.metrics) for run in shown if run.data.tags["method"] == "rest_fixed")
+    sections = {section["uuid"] for section in view["compareRunSections"]}
+    assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} <= sections
+    assert "viewStateShareKey=quick" in experiment.tags["mlflow.note.content"]
+
+
+def test_of_many_methods_the_view_shows_the_reference_and_those_with_rests_weights(experiment, monkeypatch) -> None:
+    assert views.compared(experiment) == ["grpo", "rest_released", "rest_fixed", "masked_uniform"]
+    monkeypatch.setattr(views, "MOST_COMPARED", 3)
+    assert views.compared(experiment) == ["grpo", "rest_released", "rest_fixed"]
+
+
+def test_a_view_of_chosen_methods_holds_their_runs_and_no_others(again) -> None:
+    address = access.address(again.parent)
+    path = serving._saved(load(again), address, ["grpo", "rest_fixed"])
+    assert "viewStateShareKey=quick-grpo-rest_fixed" in path
+    client = _client(again)
+    experiment = client.get_experiment_by_name("quick")
+    view = json.loads(experiment.tags["mlflow.sharedViewState.quick-grpo-rest_fixed"])
+    shown = client.search_runs([experiment.experiment_id], view["searchFilter"])
+    assert sorted(run.data.tags["method"] for run in shown) == 3 * ["grpo"] + 3 * ["rest_fixed"]
+    with pytest.raises(ConfigurationError, match="did you mean 'grpo'"):
+        serving._saved(load(again), address, ["gprpo"])
+
+
+def test_opening_what_was_never_imported_says_how_to_import_it(quick) -> None:
+    with pytest.raises(TrackingError, match=r"has no experiment 'quick'; import it first: restool track --plan"):
+        tracking.show(quick, browser=False)
+    assert not (quick.parent / "mlflow.db").exists()
 
 
 def test_an_unreachable_server_is_one_clear_line(quick, monkeypatch) -> None:
-    monkeypatch.setattr(tracking.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(access.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
         tracking.track(quick)
@@ -214,8 +294,8 @@ def test_a_server_that_answers_nonsense_is_one_clear_line(quick, monkeypatch) ->
 
     server = HTTPServer(("127.0.0.1", 0), Nonsense)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(tracking.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(tracking, "ATTEMPTS", 1)
+    monkeypatch.setattr(access.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(access, "ATTEMPTS", 1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError):
         tracking.track(quick, uri=f"http://127.0.0.1:{server.server_port}")

@@ -138,11 +138,9 @@ def _listing() -> str:
 
 
 def _where(programs: Path, experiment: str) -> str:
-    store = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///results/mlflow.db")
     return (
         f"\nreport: results/{experiment}/report.html (open it in a browser)\n"
-        f"MLflow: {os.path.relpath(programs)}/mlflow ui --backend-store-uri {shlex.quote(store)}"
-        "   then open http://127.0.0.1:5000"
+        f"MLflow: {os.path.relpath(programs)}/restool mlflow {experiment}   (the methods side by side)"
     )
 
 

@@ -55,12 +55,13 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn figure; ``data`` is what it shows, in long form."""
+    """A drawn figure; ``data`` is what it shows, in long form, ``runs`` the ids of the runs that it is made from."""
 
     figure: Figure
     title: str
     caption: str
     data: pd.DataFrame
+    runs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class Subject:
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
         return frame[(frame["model"] == self.model) & (frame["schedule"] == self.schedule)]
+
+    def runs_in(self, frame: pd.DataFrame) -> tuple[str, ...]:
+        """The runs of this subject that a frame has rows of."""
+        return tuple(dict.fromkeys(self.of(frame)["run"]))
 
     @cached_property
     def methods(self) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from restool import files, seals
 from restool.core.errors import RestoolError, RunError
-from restool.runs import RunDirectory
+from restool.runs import RunDirectory, code_record
 from restool.settings import ExperimentSettings, RunSettings, validate
 
 Report = Callable[[str], None]
@@ -170,6 +170,7 @@ def analyze(experiment_dir: str | Path, *, report: Report = lambda line: None) -
     for name, reason in missing.items():
         report(f"not drawn: {name} ({reason})")
     index = {"plan": experiment.hash, "tables": written, "figures": drawn, "missing_figures": missing}
+    index["drawn_with"] = code_record()
     others = ("index.json", "variance.json")
     made = [p for p in experiment.analysis.rglob("[!.]*.*") if p.name not in others]
     index["files"] = seals.sizes(experiment.analysis, made)

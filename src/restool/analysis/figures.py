@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from restool import files
-from restool.analysis import entropy, tables
+from restool.analysis import entropy, provenance, tables
 from restool.analysis.drawing import (
     BLUE,
     DASHES,
@@ -38,7 +38,8 @@ from restool.analysis.experiment import Experiment
 
 
 def entropy_training(subject: Subject) -> Picture:
-    data = curves(subject, entropy.by_region(subject.experiment), ["method", "region", "step"])
+    frame = entropy.by_region(subject.experiment)
+    data = curves(subject, frame, ["method", "region", "step"])
     regions = [region for region in REGIONS if region in set(data["region"])]
     figure = Figure(figsize=(WIDTH, 5.4))
     panels = figure.subplots(2, 3, sharex=True).flat
@@ -54,7 +55,7 @@ def entropy_training(subject: Subject) -> Picture:
         "Mean entropy of the sampled tokens of each region, every token counted once whatever its weight. "
         f"{band(subject)} Each panel has its own scale."
     )
-    return Picture(figure, "Token entropy by region over training", caption, data)
+    return Picture(figure, "Token entropy by region over training", caption, data, subject.runs_in(frame))
 
 
 def entropy_start(subject: Subject) -> Picture:
@@ -80,7 +81,8 @@ def entropy_start(subject: Subject) -> Picture:
         "starts from. Bars: mean over the first batches of all seeds (dots); methods that sample the same batch "
         "count once."
     )
-    return Picture(figure, "Token entropy by region before RL", caption, data[["run", "region", "value"]])
+    shown = data[["run", "region", "value"]]
+    return Picture(figure, "Token entropy by region before RL", caption, shown, subject.runs_in(data))
 
 
 def gradient_variance(subject: Subject) -> Picture:
@@ -117,7 +119,8 @@ def gradient_variance(subject: Subject) -> Picture:
         "tokens lowers variance and signal together, so read the three panels as one. Lines: 95 % bootstrap intervals "
         "over prompts; a signal-to-noise interval that holds zero means that the mean gradient itself is not resolved."
     )
-    return Picture(figure, "Gradient variance and signal by weighting", caption, data)
+    measured_on = provenance.measured_on(subject.experiment)
+    return Picture(figure, "Gradient variance and signal by weighting", caption, data, measured_on)
 
 
 def reward_training(subject: Subject) -> Picture:
@@ -160,7 +163,7 @@ def weights_training(subject: Subject) -> Picture:
         "Weight of a token as it enters the loss, averaged over the region's tokens and over seeds. Under the released "
         "span rules a region's mean includes the tokens that those rules leave at zero."
     )
-    return Picture(figure, "Token weight by region over training", caption, data)
+    return Picture(figure, "Token weight by region over training", caption, data, subject.runs_in(frame))
 
 
 def before_after(subject: Subject) -> Picture:
@@ -200,7 +203,9 @@ def before_after(subject: Subject) -> Picture:
         "brackets the gain over the model that RL started from (black line). Whiskers: 95 % t-interval of the gain "
         "over seeds, same items for all."
     )
-    return Picture(figure, "Held-out results before and after RL", caption, data)
+    scores = subject.scores[(subject.scores["split"] == split) & subject.scores["method"].isin(methods)]
+    runs = provenance.with_starts(subject.experiment, subject.runs_in(scores))
+    return Picture(figure, "Held-out results before and after RL", caption, data, runs)
 
 
 def paired_differences(subject: Subject) -> Picture:
@@ -229,7 +234,8 @@ def paired_differences(subject: Subject) -> Picture:
         "Lines: 95 % t-interval; one that crosses zero means that these seeds do not tell the two apart. The "
         "intervals are not corrected for looking at several; the table gives Holm's p-values."
     )
-    return Picture(figure, f"Paired differences from {reference}", caption, data)
+    scores = subject.scores[subject.scores["method"].isin([*methods, reference])]
+    return Picture(figure, f"Paired differences from {reference}", caption, data, subject.runs_in(scores))
 
 
 FIGURES: dict[str, Callable[[Subject], Picture]] = {
@@ -246,7 +252,7 @@ NAMES = tuple(FIGURES)
 
 
 def write_all(experiment: Experiment) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Draw everything; returns (name -> {title, caption, png, svg, csv}, name -> why it was not drawn)."""
+    """Draw everything; returns (name -> title, caption, files, runs and commits, name -> why it was not drawn)."""
     drawn, missing = {}, {}
     for number, subject in enumerate(subjects(experiment)):
         suffix = "" if number == 0 else f"-{subject.model}-{subject.schedule}"
@@ -280,7 +286,8 @@ def _save(experiment: Experiment, name: str, picture: Picture) -> dict[str, Any]
         picture.figure.set_layout_engine("none")  # laid out once: the two files are the same picture
     files.write_text(folder / f"{name}.csv", picture.data.to_csv(index=False))
     paths = {kind: f"analysis/figures/{name}.{kind}" for kind in ("png", "svg", "csv")}
-    return {"title": title, "caption": picture.caption, "one_of_several": several, **paths}
+    behind = provenance.behind(experiment, picture.runs)
+    return {"title": title, "caption": picture.caption, "one_of_several": several, **paths, **behind}
 
 
 def _metric_panels(subject: Subject, parts: dict[str, str], title: str, unit: str | None, note: str) -> Picture:
@@ -295,7 +302,8 @@ def _metric_panels(subject: Subject, parts: dict[str, str], title: str, unit: st
     outer_labels(figure, "training step", unit)
     legend(figure, figure.axes[0])
     data = pd.concat([data.assign(metric=name) for name, data in drawn.items()], ignore_index=True)
-    return Picture(figure, title, f"{band(subject)} {note}".strip(), data)
+    runs = tuple(dict.fromkeys(run for frame in found.values() for run in subject.runs_in(frame)))
+    return Picture(figure, title, f"{band(subject)} {note}".strip(), data, runs)
 
 
 def _reward_note(subject: Subject) -> str:

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from restool import algorithms, files
 from restool.analysis import experiment as experiments
-from restool.analysis import findings, report_evaluation, report_tables, samples, tables
+from restool.analysis import findings, provenance, report_evaluation, report_tables, samples, tables
 from restool.analysis.entropy import REGIONS
 from restool.analysis.experiment import Experiment
 from restool.core.errors import RunError
@@ -60,6 +60,7 @@ def _context(experiment: Experiment, index: dict[str, Any], frames: dict[str, pd
         "lemma": report_tables.lemma2(experiment),
         "figures": [_figure(experiment, name, entry) for name, entry in index["figures"].items()],
         "missing_figures": index["missing_figures"],
+        "drawn_with": _shortened(provenance.commit(index.get("drawn_with", {}))),
         "regions": REGIONS,
         "samples": samples.choose(experiment),
         "methods": _methods(experiment),
@@ -99,7 +100,21 @@ def _provenance(experiment: Experiment) -> dict[str, Any]:
 
 def _figure(experiment: Experiment, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     content = (experiment.directory / entry["svg"]).read_bytes()
-    return {"name": name, **entry, "source": "data:image/svg+xml;base64," + base64.b64encode(content).decode()}
+    source = "data:image/svg+xml;base64," + base64.b64encode(content).decode()
+    return {"name": name, **entry, "source": source, "behind": _behind(entry)}
+
+
+def _behind(entry: dict[str, Any]) -> dict[str, Any]:
+    """The runs behind a figure, with a line that says how many and which commits made them."""
+    runs = [{"id": run, "path": f"runs/{run}/"} for run in entry.get("runs", [])]
+    commits = [_shortened(commit) for commit in entry.get("commits", {})]
+    count = "one run" if len(runs) == 1 else f"{len(runs)} runs"
+    return {"runs": runs, "line": f"{count}, commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"}
+
+
+def _shortened(commit: str) -> str:
+    """Twelve digits of a commit; the + of uncommitted changes stays."""
+    return commit.rstrip("+")[:12] + ("+" if commit.endswith("+") else "")
 
 
 def _methods(experiment: Experiment) -> list[dict[str, Any]]:

@@ -87,11 +87,12 @@ def gains(experiment: Experiment, score: pd.DataFrame) -> pd.DataFrame:
     """After minus before (the model that the run started from, on the same items), over seeds."""
     held_out = score[score["split"] != "train"]
     value = {(row.run, row.split, row.mode, row.metric): row.value for row in held_out.itertuples()}
-    start = {run.id: _start(experiment, run) for run in experiment.runs}
+    starts = {run.id: start(experiment, run) for run in experiment.runs}
     rows = []
     for key, group in held_out.groupby([*GROUP, *SCORE], sort=False):
         cell = key[3:]
-        pairs = [(r.value, value[(start[r.run], *cell)]) for r in group.itertuples() if (start[r.run], *cell) in value]
+        before = {r.run: value.get((starts[r.run], *cell)) for r in group.itertuples()}
+        pairs = [(r.value, before[r.run]) for r in group.itertuples() if before[r.run] is not None]
         if not pairs:
             continue
         gain = comparison.t_interval([after - before for after, before in pairs])
@@ -232,7 +233,7 @@ def _score(split: str, mode: str, metric: str, values: list[float]) -> dict[str,
     return {"split": split, "mode": mode, "metric": metric, "value": _mean(values), "n_items": len(values)}
 
 
-def _start(experiment: Experiment, run: Run) -> str | None:
+def start(experiment: Experiment, run: Run) -> str | None:
     """The run whose evaluation shows what ``run`` started from."""
     if run.parent is not None:
         return run.parent

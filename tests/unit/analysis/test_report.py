@@ -55,6 +55,40 @@ def test_the_data_of_a_figure_is_what_the_runs_say(analyzed: Path) -> None:
     assert row["low"] <= row["mean"] <= row["high"]
 
 
+def test_every_figure_names_the_runs_and_commits_behind_it(analyzed: Path) -> None:
+    index = files.read_json(analyzed / "analysis/index.json")
+    experiment = load(analyzed)
+    trained = {run.id for run in experiment.rl_runs}
+    start = {run.parent for run in experiment.rl_runs}
+    behind = {name: set(entry["runs"]) for name, entry in index["figures"].items()}
+    assert behind["reward_training"] == behind["entropy_training"] == behind["paired_differences"] == trained
+    assert behind["before_after"] == trained | start
+    assert behind["gradient_variance"] == start
+    assert behind["entropy_start"] < trained  # runs with one start and seed sample the same first batch
+    for entry in index["figures"].values():
+        commits = [experiment.run(run).environment["commit"] for run in entry["runs"]]
+        assert {commit.rstrip("+") for commit in entry["commits"]} == set(commits)
+        assert sum(entry["commits"].values()) == len(commits)
+
+
+def test_a_run_that_gives_nothing_to_a_figure_is_not_behind_it(quick: Path) -> None:
+    (quick / "runs/tiny-grpo-fraction-s2/done.json").unlink()
+    analyze(quick)
+    entry = files.read_json(quick / "analysis/index.json")["figures"]["reward_training"]
+    assert "tiny-grpo-fraction-s2" not in entry["runs"]
+    assert len(entry["runs"]) == 11
+
+
+def test_the_report_links_each_figure_to_its_data_runs_and_commit(analyzed: Path) -> None:
+    index = files.read_json(analyzed / "analysis/index.json")
+    text = (analyzed / "report.html").read_text()
+    for name, entry in index["figures"].items():
+        figure = text.split(f'<figure id="figure-{name}">')[1].split("</figure>")[0]
+        linked = set(re.findall(r'href="([^"]+)"', figure))
+        assert linked == {entry["csv"], entry["png"], entry["svg"], *(f"runs/{run}/" for run in entry["runs"])}
+        assert all(commit[:12] in figure for commit in entry["commits"])
+
+
 class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
