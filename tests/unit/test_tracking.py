@@ -12,7 +12,7 @@ import pytest
 from restool import files, tracking
 from restool.analysis.experiment import load
 from restool.core.errors import ConfigurationError, TrackingError
-from restool.tracking import access, importing, serving, views
+from restool.tracking import access, importing, serving, store, views
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -46,10 +46,13 @@ def _client(directory):
     return MlflowClient(f"sqlite:///{directory.parent / 'mlflow.db'}")
 
 
-def _runs(directory):
+def _all_runs(directory):
     client = _client(directory)
-    found = client.search_runs([client.get_experiment_by_name("quick").experiment_id])
-    return {run.data.tags["restool.key"]: run for run in found}
+    return list(client.search_runs([client.get_experiment_by_name("quick").experiment_id]))
+
+
+def _runs(directory):
+    return {run.data.tags["restool.key"]: run for run in _all_runs(directory)}
 
 
 def _stored_points(directory) -> int:
@@ -157,6 +160,28 @@ def test_a_run_made_anew_replaces_its_old_self_and_comes_back_with_it(again) -> 
     assert "restool.superseded_by" not in back.data.tags
     assert _client(again).get_run(new.info.run_id).data.tags["restool.superseded_by"] == old.info.run_id
     assert _stored_points(again) == points
+
+
+def test_an_import_that_was_killed_while_it_replaced_a_run_leaves_one_of_each_key(again, monkeypatch) -> None:
+    run = load(again).run("tiny-grpo-fraction-s1")
+    done = run.directory.done()
+    old = _runs(again)[f"quick/{run.id}"].info.run_id
+    files.write_json(run.directory.path / "done.json", done | {"finished_at": done["finished_at"] + 60})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Store, "_set_aside", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tracking.track(again)
+    assert len(_all_runs(again)) == 15
+    assert tracking.track(again).added == 0
+    assert len(_all_runs(again)) == 14
+    new = _runs(again)[f"quick/{run.id}"]
+    assert new.data.tags["restool.replaces"] == old
+    assert _client(again).get_run(old).data.tags["restool.superseded_by"] == new.info.run_id
+    assert len(_client(again).get_metric_history(new.info.run_id, "reward/total")) == 12
 
 
 def test_a_run_that_left_the_plan_leaves_the_store(again) -> None:

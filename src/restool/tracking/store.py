@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +62,9 @@ class Store:
             )
         # Without the kind the pages open with menus for chat applications.
         self.describe({"mlflow.experimentKind": "custom_model_development", **({ORIGIN: origin} if origin else {})})
-        self._runs = {run.data.tags[KEY]: run for run in self._search("ACTIVE_ONLY")}
+        self._runs: dict[str, TrackedRun] = {}
+        for key, runs in _by_key(self._search("ACTIVE_ONLY")).items():
+            self._runs[key] = self._only(runs)
 
     def describe(self, tags: dict[str, str]) -> None:
         """Set tags of the experiment."""
@@ -88,12 +90,13 @@ class Store:
         new = self._restored(key, identity, parts or {})
         if new is None:
             start = int(1000 * (started or time.time()))
-            mine = {KEY: key, IDENTITY: identity, **tags}
+            mine = {KEY: key, IDENTITY: identity, **tags, **(_replacing(old) if old else {})}
             new = self._client.create_run(self.experiment, start_time=start, tags=mine, run_name=name)
         if old is None:
             self.imported.added += 1
         else:
-            self._replace(old, new)
+            self._set_aside(old, new)
+            self.imported.replaced += 1
         self._runs[key] = new
         self.tag(new, tags)
         return new
@@ -144,18 +147,19 @@ class Store:
             self._client.delete_run(self._runs.pop(key).info.run_id)
             self.imported.removed += 1
 
-    def _replace(self, old: TrackedRun, new: TrackedRun) -> None:
-        """Set the old self aside; each of the two names the other, the new one also where people read."""
+    def _set_aside(self, old: TrackedRun, new: TrackedRun) -> None:
         self._client.set_tag(old.info.run_id, SUPERSEDED_BY, new.info.run_id)
         self._client.delete_run(old.info.run_id)
-        self._client.set_tag(new.info.run_id, REPLACES, old.info.run_id)
-        finished = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime((old.info.end_time or old.info.start_time) / 1000))
-        note = (
-            f"Replaces run {old.info.run_id}, which was made before ({finished}) and has other results or settings. "
-            "The old one is among the deleted runs (State: Deleted)."
-        )
-        self._client.set_tag(new.info.run_id, NOTE, note)
-        self.imported.replaced += 1
+
+    def _only(self, runs: Sequence[TrackedRun]) -> TrackedRun:
+        """The one run of a key. An import that was killed may have left an old self beside the new one."""
+        ids = {run.info.run_id for run in runs}
+        tags = {run.info.run_id: run.data.tags for run in runs}
+        age = {i: (tags[i].get(SUPERSEDED_BY) in ids, tags[i].get(REPLACES) not in ids) for i in ids}
+        kept, *others = sorted(runs, key=lambda run: age[run.info.run_id])
+        for old in others:
+            self._set_aside(old, kept)
+        return kept
 
     def _restored(self, key: str, identity: str, parts: dict[str, str]) -> TrackedRun | None:
         for run in self._deleted:
@@ -183,6 +187,23 @@ class Store:
             token = page.token
             if not token:
                 return
+
+
+def _by_key(runs: Iterable[TrackedRun]) -> dict[str, list[TrackedRun]]:
+    found: dict[str, list[TrackedRun]] = {}
+    for run in runs:
+        found.setdefault(run.data.tags[KEY], []).append(run)
+    return found
+
+
+def _replacing(old: TrackedRun) -> dict[str, str]:
+    """Tags of a run that replaces another one: its id, and a sentence where people read."""
+    finished = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime((old.info.end_time or old.info.start_time) / 1000))
+    note = (
+        f"Replaces run {old.info.run_id} of {finished}, which had other results or settings. "
+        "The old one is among the deleted runs (State: Deleted)."
+    )
+    return {REPLACES: old.info.run_id, NOTE: note}
 
 
 def _contradicts(run: TrackedRun, identity: str, parts: dict[str, str]) -> bool:
