@@ -73,10 +73,10 @@ def test_every_figure_names_the_runs_and_commits_behind_it(analyzed: Path) -> No
 
 def test_a_run_that_gives_nothing_to_a_figure_is_not_behind_it(quick: Path) -> None:
     (quick / "runs/tiny-grpo-fraction-s2/done.json").unlink()
-    analyze(quick)
-    entry = files.read_json(quick / "analysis/index.json")["figures"]["reward_training"]
-    assert "tiny-grpo-fraction-s2" not in entry["runs"]
-    assert len(entry["runs"]) == 11
+    (subject,) = figures.subjects(load(quick))
+    runs = figures.reward_training(subject).runs
+    assert "tiny-grpo-fraction-s2" not in runs
+    assert len(runs) == 11
 
 
 def test_the_report_links_each_figure_to_its_data_runs_and_commit(analyzed: Path) -> None:
