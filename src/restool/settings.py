@@ -271,6 +271,7 @@ class BenchmarkSettings(Settings):
         "data", description="where its tasks are: in the prepared data, or in a file of questions (--questions)"
     )
     questions: str | None = Field(None, description="that file; --questions goes before it")
+    limit: int | None = Field(None, gt=0, description="first N tasks of each category; null: all")
     options: dict[str, Any] = Field({}, description="values for the module")
 
 

@@ -82,6 +82,19 @@ def test_a_summary_is_what_the_contract_says(settings, questions, tmp_path):
     assert {(one["id"], one["kind"]) for one in told} == {("2", failures.WRONG), ("3", failures.UNREADABLE)}
 
 
+def test_a_limited_benchmark_has_no_total(settings, questions, tmp_path):
+    files.write_json_lines(questions, [*QUESTIONS, {"id": "4", "question": "Of Spain?", "answers": ["M"]}])
+    chosen = benchmarks.get("qa", {"questions": str(questions), "limit": 2})
+    answered = Scripted({**ANSWERS, "4": ""})
+    summary = chosen.evaluate(
+        answered, tmp_path, tmp_path / "out", settings, training=Training.unknown(), report=lambda line: None
+    )
+    assert {name: category["n"] for name, category in summary["categories"].items()} == {"cities": 1, "all": 2}
+    assert (summary["limit"], summary["complete"]) == (2, False)
+    assert summary["aggregates"] == {"correct": None, "f1": None}
+    assert not summary["intervals"]
+
+
 def test_what_was_never_answered_is_wrong(settings, questions, tmp_path):
     files.write_json_lines(tmp_path / "a.jsonl", [{"id": "1", "text": "Paris"}])
     with pytest.raises(EvaluationError, match=r"2 missing \(2, 3\)"):
