@@ -14,6 +14,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+
 hypothesis.settings.register_profile("restool", deadline=None)  # no test asserts a time
 hypothesis.settings.load_profile("restool")
 

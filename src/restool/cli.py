@@ -728,6 +728,9 @@ def _weighting(text: str) -> Weighting:
 
 def main() -> None:
     """Entry point: one line and a non-zero status for every error that a user can mend."""
+    # Threads that wait for each other sleep. By default they spin, and where anything else wants a core, two threads
+    # are several times slower than one. torch reads this when it is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = app(standalone_mode=False)
     except RestoolError as error:
