@@ -31,8 +31,8 @@ def _multiply_by_the_live_weight(layer: torch.nn.Module, remove_weight: bool) ->
 _receive = transfer.BucketedWeightReceiver.receive_weights
 
 
-def _receive_copies(self: Any, on_bucket: Callable[[list[tuple[str, torch.Tensor]], bool], Any]) -> Any:
-    return _receive(self, lambda weights, is_last: on_bucket([(n, w.clone()) for n, w in weights], is_last))
+def _receive_copies(self: Any, on_bucket_received: Callable[[list[tuple[str, torch.Tensor]], bool], Any]) -> Any:
+    return _receive(self, lambda weights, is_last: on_bucket_received([(n, w.clone()) for n, w in weights], is_last))
 
 
 layers.dispatch_cpu_unquantized_gemm = _multiply_by_the_live_weight
