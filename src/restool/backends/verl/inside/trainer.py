@@ -38,8 +38,8 @@ from restool.settings import validate
 
 _STATE = "restool.json"
 _FIELDS = [
-    "uid", "prompts", "responses", "response_mask", "rm_scores", "old_log_probs", "entropy", "ref_log_prob",
-    "advantages", "extra_fields",
+    "uid", "prompts", "responses", "response_mask", "rm_scores", "old_log_probs", "rollout_log_probs", "entropy",
+    "ref_log_prob", "advantages", "extra_fields",
 ]  # fmt: skip
 
 
@@ -116,7 +116,7 @@ class Trainer(PPOTrainerSync):
         step, sampled = self.global_steps, self._sampled
         advantage_BT, weight_BT = self._shown
         found = records.metrics(sampled.batch, sampled.exact, weight_BT) | self._recipe.diagnostics(sampled.batch)
-        found |= metrics_of_update(metrics, timing)
+        found |= metrics_of_update(metrics, timing) | {"sampler/logprob_gap_max": sampled.gap}
         found["throughput/tokens_per_second"] = found["tokens"] / seconds
         if step == 1 or step % self._settings.training.rl.rollouts_every == 0:
             order = sampled.order()
