@@ -1,7 +1,7 @@
 """A headless Chromium that opens a page, waits until something is on it, and takes a picture.
 
     python tests/end_to_end/browser.py install                  (root, Debian: apt-get install chromium)
-    python tests/end_to_end/browser.py URL FILE.png [EXPRESSION]
+    python tests/end_to_end/browser.py URL FILE.png [EXPRESSION [WIDTH HEIGHT]]
 
 The browser is driven through its DevTools protocol, so that a page counts as ready when a JavaScript expression says
 so, not after a while.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ import aiohttp
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PACKAGE = "chromium"
 START_SECONDS = 60
+QUIET_MLFLOW = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true"}  # its assistant opens on a first visit
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,28 @@ def look(
     *,
     until: str = "document.readyState == 'complete'",
     size: tuple[int, int] = (1600, 1000),
-    scale: float = 1.0,
+    storage: dict[str, str] | None = None,
     timeout: float = 120,
 ) -> Seen:
     """Open a page of ``size`` CSS pixels and save a PNG of it as soon as ``until`` holds.
 
-    Raises TimeoutError with the page's text if it never does.
+    ``storage``: what the page finds in its local storage. Raises TimeoutError with the page's text if ``until`` never
+    holds.
     """
-    return asyncio.run(_look(url, picture, until, size, scale, timeout))
+    return asyncio.run(_look(url, picture, until, size, storage or {}, timeout))
 
 
-async def _look(url: str, picture: Path, until: str, size: tuple[int, int], scale: float, timeout: float) -> Seen:
+async def _look(
+    url: str, picture: Path, until: str, size: tuple[int, int], storage: dict[str, str], timeout: float
+) -> Seen:
     with _browser(size) as port:
         async with _page(port) as ask:
-            shape = {"width": size[0], "height": size[1], "deviceScaleFactor": scale, "mobile": False}
+            shape = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
             await ask("Emulation.setDeviceMetricsOverride", **shape)
+            mouse = [{"name": "hover", "value": "hover"}, {"name": "pointer", "value": "fine"}]
+            await ask("Emulation.setEmulatedMedia", features=mouse)
+            kept = f"for (const [k, v] of Object.entries({json.dumps(storage)})) localStorage.setItem(k, v)"
+            await ask("Page.addScriptToEvaluateOnNewDocument", source=kept)
             await ask("Page.navigate", url=url)
             deadline = time.monotonic() + timeout
             while not await _value(ask, f"Boolean({until})"):
@@ -144,5 +153,7 @@ async def _text(ask: Any) -> str:
 if __name__ == "__main__":
     if sys.argv[1:] == ["install"]:
         sys.exit(install())
-    url, target, *rest = sys.argv[1:]
-    print(look(url, Path(target), **({"until": rest[0]} if rest else {})).text)
+    url, target, *more = sys.argv[1:]
+    until, *size = more or ["document.readyState == 'complete'"]
+    shape = {"size": (int(size[0]), int(size[1]))} if size else {}
+    print(look(url, Path(target), until=until, storage=QUIET_MLFLOW, **shape).text)

@@ -46,7 +46,8 @@ def opened(clone, *arguments: str) -> Iterator[str]:
 def look(url: str, picture: Path, methods: list[str]) -> browser.Seen:
     """The page as soon as the charts of the first row have a line a method."""
     named = " && ".join(f"document.body.innerText.includes('{method}')" for method in methods)
-    return browser.look(url, picture, until=f"{named} && {LINES} >= {2 * len(methods)}")
+    until = f"{named} && {LINES} >= {2 * len(methods)}"
+    return browser.look(url, picture, until=until, storage=browser.QUIET_MLFLOW)
 
 
 def test_the_saved_view_shows_the_methods_side_by_side(finished_clone, tmp_path: Path) -> None:

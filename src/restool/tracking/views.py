@@ -21,16 +21,22 @@ MOST_COMPARED = 6
 """Methods that a chart shows legibly."""
 CURVES = ("reward/total", "reward/correctness", "entropy/mean", "entropy/arguments", "length/mean", "grad/norm")
 _TAG = "mlflow.sharedViewState."
+_KIND = "workflowType=machine_learning"  # MLflow's menus for training, not for chat applications
 _OURS = "Methods side by side"
 
 
 @dataclass(frozen=True)
 class View:
-    """``filter`` chooses runs (MLflow's search syntax), ``group_by`` names the tags whose values make one line each."""
+    """``filter`` chooses runs (MLflow's search syntax), which make one line for each of ``groups``.
+
+    ``groups``: values of the tags ``group_by``; ``scores``: metrics with a bar chart; ``sections``: names of the folded
+    sections that hold all other metrics.
+    """
 
     key: str
     filter: str
     group_by: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
     scores: tuple[str, ...]
     sections: tuple[str, ...]
 
@@ -43,7 +49,7 @@ class View:
         charts = [_line(name, ours) for name in CURVES] + [_bar(name, ours) for name in self.scores]
         return {
             "searchFilter": self.filter,
-            "orderByKey": "attributes.start_time",
+            "orderByKey": "tags.`method`",
             "orderByAsc": True,
             "startTime": "ALL",
             "lifecycleFilter": "Active",
@@ -55,6 +61,7 @@ class View:
                 "aggregateFunction": "average",
                 "groupByKeys": [{"mode": "tag", "groupByData": name} for name in self.group_by],
             },
+            "groupsExpanded": {self._group_id(values): False for values in self.groups},
             "useGroupedValuesInCharts": True,
             "hideEmptyCharts": True,
             "isAccordionReordered": True,
@@ -64,6 +71,9 @@ class View:
             ],
             "compareRunCharts": charts,
         }
+
+    def _group_id(self, values: tuple[str, ...]) -> str:
+        return ",".join(f"tag.{name}.{value}" for name, value in zip(self.group_by, values, strict=True))
 
 
 def compared(experiment: Experiment) -> list[str]:
@@ -90,7 +100,7 @@ def of_runs(experiment: Experiment, methods: Sequence[str], run_ids: Sequence[st
 
 def path(experiment_id: str, view: View) -> str:
     """The part of the view's address after the server's."""
-    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={view.key}&compareRunsMode=CHART"
+    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={view.key}&compareRunsMode=CHART&{_KIND}"
 
 
 def note(experiment: Experiment, experiment_id: str, view: View) -> str:
@@ -103,7 +113,9 @@ def note(experiment: Experiment, experiment_id: str, view: View) -> str:
 def _view(experiment: Experiment, key: str, chosen: str) -> View:
     runs = experiment.rl_runs
     several = [tag for tag in ("model", "schedule") if len({getattr(run, tag) for run in runs}) > 1]
-    return View(key, chosen, (*several, "method"), tuple(_scores(runs)), tuple(_sections(runs)))
+    group_by = (*several, "method")
+    groups = dict.fromkeys(tuple(getattr(run, tag) for tag in group_by) for run in experiment.runs)
+    return View(key, chosen, group_by, tuple(groups), tuple(_scores(runs)), tuple(_sections(runs)))
 
 
 def _scores(runs: Sequence[Run]) -> list[str]:
@@ -159,6 +171,7 @@ def _line(metric: str, section: str) -> dict[str, Any]:
         "scaleType": "linear",
         "range": {},
         "lineSmoothness": 0,
+        "displayPoints": False,
         "ignoreOutliers": False,
         "useGlobalXaxisKey": True,
         "useGlobalLineSmoothing": True,
