@@ -54,7 +54,7 @@ def test_the_saved_view_shows_the_methods_side_by_side(finished_clone, tmp_path:
     with opened(finished_clone, "test") as url:
         assert "viewStateShareKey=test" in url
         seen = look(url, tmp_path / "methods.png", ["grpo", "rest_fixed"])
-    for text in ("grpo", "rest_fixed", "reward/total", "reward/correctness", "Methods side by side"):
+    for text in ("Group: grpo", "Group: rest_fixed", "reward/total", "reward/correctness", "Methods side by side"):
         assert text in seen.text
     assert "Error" not in seen.text
     assert "sft" not in seen.text, "only what trains by RL is compared"
@@ -66,8 +66,8 @@ def test_the_saved_view_shows_the_methods_side_by_side(finished_clone, tmp_path:
 def test_chosen_methods_are_shown_alone(finished_clone, tmp_path: Path) -> None:
     with opened(finished_clone, "test", "rest_fixed") as url:
         seen = look(url, tmp_path / "chosen.png", ["rest_fixed"])
-    assert "rest_fixed" in seen.text
-    assert "grpo" not in seen.text
+    assert "Group: rest_fixed" in seen.text
+    assert "Group: grpo" not in seen.text
 
 
 def test_the_description_of_the_experiment_links_to_the_view(finished_clone, tmp_path: Path) -> None:
