@@ -29,7 +29,13 @@ import aiohttp
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PACKAGE = "chromium"
 START_SECONDS = 60
-QUIET_MLFLOW = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true"}  # its assistant opens on a first visit
+MOUSE = "primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
+"""There is a mouse: charts keep their tools hidden until it is over them."""
+# MLflow's assistant opens on a first visit.
+QUIET_MLFLOW = {
+    "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
+    "mlflow.assistant.panelOpen_v1": "false",
+}
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,7 @@ async def _look(
         async with _page(port) as ask:
             shape = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
             await ask("Emulation.setDeviceMetricsOverride", **shape)
-            mouse = [{"name": "hover", "value": "hover"}, {"name": "pointer", "value": "fine"}]
-            await ask("Emulation.setEmulatedMedia", features=mouse)
+            await ask("Page.enable")
             kept = f"for (const [k, v] of Object.entries({json.dumps(storage)})) localStorage.setItem(k, v)"
             await ask("Page.addScriptToEvaluateOnNewDocument", source=kept)
             await ask("Page.navigate", url=url)
@@ -104,6 +109,7 @@ def _browser(size: tuple[int, int]):
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
         flags += ["--remote-debugging-port=0", f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"]
+        flags += [f"--blink-settings={MOUSE}"]
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen([found, *flags, "about:blank"], **silent)
         try:
