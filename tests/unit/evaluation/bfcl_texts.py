@@ -58,6 +58,25 @@ def answer(calls: list[dict[str, Any]]) -> str:
     return "<think> x </think>\n<tool_call>\n" + "\n".join(map(json.dumps, calls)) + "\n</tool_call>"
 
 
+def as_qwen(text: str) -> str:
+    """An answer in the training format, with its calls as Qwen models write them."""
+    if "<tool_call>" not in text:
+        return "I cannot do that."
+    calls = [json.loads(line) for line in _lines(text)]
+    return "<think>\nso\n</think>\n\n" + "\n".join(
+        f"<tool_call>\n{json.dumps({'name': c['name'], 'arguments': c['parameters']})}\n</tool_call>" for c in calls
+    )
+
+
+def as_llama(text: str) -> str:
+    """The same as Llama models write them."""
+    return "<|python_tag|>" + "; ".join(_lines(text)) if "<tool_call>" in text else "I cannot do that."
+
+
+def _lines(text: str) -> list[str]:
+    return text.partition("<tool_call>\n")[2].partition("\n</tool_call>")[0].split("\n")
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bfcl_texts import as_llama, as_qwen
 
 from restool import environments, files
-from restool.core.errors import EvaluationError, ModelError
+from restool.core.errors import ModelError
 from restool.evaluation import bfcl
 from restool.evaluation.answering import GeneratedAnswer
 from restool.evaluation.bfcl import native
@@ -227,18 +228,6 @@ class Oracle:
         pass
 
 
-def _as_qwen(text: str) -> str:
-    calls = [json.loads(line) for line in text.partition("<tool_call>\n")[2].partition("\n</tool_call>")[0].split("\n")]
-    return "<think>\nso\n</think>\n\n" + "\n".join(
-        f"<tool_call>\n{json.dumps({'name': c['name'], 'arguments': c['parameters']})}\n</tool_call>" for c in calls
-    )
-
-
-def _as_llama(text: str) -> str:
-    lines = text.partition("<tool_call>\n")[2].partition("\n</tool_call>")[0].split("\n")
-    return "<|python_tag|>" + "; ".join(lines)
-
-
 def _evaluated(tmp_path, right, form, *categories):
     settings = compose_run(["eval.bfcl_limit=40"])
     chosen = {"bfcl_categories": list(categories), "bfcl_format": form}
@@ -249,18 +238,18 @@ def _evaluated(tmp_path, right, form, *categories):
     return model, summary
 
 
-@pytest.mark.parametrize("written", [_as_qwen, _as_llama])
+@pytest.mark.parametrize("written", [as_qwen, as_llama])
 def test_right_calls_in_native_form_are_right(tmp_path, bfcl_oracle, written):
     categories = ("parallel_multiple", "live_multiple", "irrelevance")
     right = {name: written(text) for c in categories[:2] for name, text in bfcl_oracle(c).items()}
-    if written is _as_llama:  # a lone call is read as a Python literal there: true and null are no calls
+    if written is as_llama:  # a lone call is read as a Python literal there: true and null are no calls
         right = {name: text if ";" in text else text + "; " + text.split(">")[1] for name, text in right.items()}
     right |= dict.fromkeys(bfcl_oracle("irrelevance"), "I cannot do that.")
     model, summary = _evaluated(tmp_path, right, "native", *categories)
     accuracy = {name: c["accuracy"] for name, c in summary["categories"].items()}
     assert accuracy["parallel_multiple"] == 1.0
     assert accuracy["irrelevance"] == 1.0
-    if written is _as_qwen:
+    if written is as_qwen:
         assert accuracy["live_multiple"] == 1.0
     assert (summary["format"], summary["prompt_template_sha256"]) == ("native", "abc")
     prompt = model.prompts[0]
@@ -268,17 +257,6 @@ def test_right_calls_in_native_form_are_right(tmp_path, bfcl_oracle, written):
     assert prompt.schemas[0]["function"]["parameters"]["type"] == "object"
     _, summary = _evaluated(tmp_path / "b", right, "rlla", "irrelevance")
     assert summary["not_run"]  # without a skeleton there is no prompt in the training format
-
-
-def test_only_answers_in_the_training_format_are_cross_checked(tmp_path, monkeypatch):
-    from restool.evaluation.bfcl import crosscheck
-
-    monkeypatch.setattr(environments, "python", lambda name: Path("python"))
-    files.write_json(
-        tmp_path / "summary.json", {"benchmark": "bfcl", "categories": {"irrelevance": {}}, "format": "native"}
-    )
-    with pytest.raises(EvaluationError, match="native format cannot be cross-checked"):
-        crosscheck.crosscheck(tmp_path, report=print)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from bfcl_texts import DONE, answer
+from bfcl_texts import DONE, answer, as_llama, as_qwen
 
 from restool import environments, files
 from restool.core.errors import EvaluationError
@@ -163,7 +163,9 @@ def _noisy_text(name, text):
 
 
 @pytest.mark.parametrize("kind", ["oracle", "noisy"])
-def test_the_official_runner_gives_the_same_scores(kind, scripts, official, bfcl_oracle, settings, tmp_path):
+def test_the_official_runner_gives_the_same_scores(
+    kind, scripts, official, bfcl_oracle, settings, tmp_path, monkeypatch
+):
     found = {name: bfcl_oracle(name) for name in (*SINGLE_TURN, *MULTI_TURN)}
     if kind == "noisy":
         for category in SINGLE_TURN:
@@ -172,14 +174,99 @@ def test_the_official_runner_gives_the_same_scores(kind, scripts, official, bfcl
             noisy = {name: scripts["noisy"][name] for name in found[category]}
             found[category] = noisy | {f"{category}_7": "Error during inference: out of room"}
     summary, out = _evaluated(found, settings, tmp_path)
-    outcome = crosscheck.crosscheck(out, report=lambda line: None)
+    outcome, said = _crosschecked(out, monkeypatch)
     assert [name for name, row in outcome["categories"].items() if row["differing"]] == []
+    assert [row["id"] for row in files.read_json_lines(out / "items.jsonl") if not _same_words(row, said)] == []
     assert outcome["equal"]
     counts = {name: (row["n"], row["official"]) for name, row in outcome["categories"].items()}
     assert counts == {name: (c["n"], c["correct"]) for name, c in summary["categories"].items()}
     total = sum(correct for _, correct in counts.values())
     assert total == 4441 - 7 if kind == "oracle" else 1500 < total < 4000
     assert files.read_json(out / "crosscheck.json") == outcome
+
+
+def _crosschecked(out, monkeypatch):
+    """The outcome, and what the official runner says of every wrong entry."""
+    said = {}
+    asked = crosscheck.official
+
+    def official(*given, **options):
+        theirs = asked(*given, **options)
+        said.update({name: error for row in theirs.values() for name, error in row["wrong"].items()})
+        return theirs
+
+    monkeypatch.setattr(crosscheck, "official", official)
+    return crosscheck.crosscheck(out, report=lambda line: None), said
+
+
+def _same_words(row, said):
+    """Whether our item gives the official runner's own message, up to where it is cut."""
+    if row["correct"] or row["error_type"].startswith(("not_allowed", "multi_turn:inference_error")):
+        return True
+    error = said.get(row["id"], "")
+    words = error["error_message"] if isinstance(error, dict) else error
+    words = " ".join(map(str, words)) if isinstance(words, list) else words
+    words = words.removesuffix(" None")  # the reason that the handler gave for finding no call
+    return words[:1200] in row["why"] and len(words) > 20
+
+
+NATIVE = {
+    "qwen": (
+        as_qwen,
+        lambda text: text.replace('"arguments"', '"parameters"'),
+        lambda text: text.replace("\n</tool_call>", ""),
+        lambda text: text.replace('{"name"', "{'name'"),
+        lambda text: text.replace('"arguments": {', '"arguments": {"extra": 1, '),
+        lambda text: text.replace('": "', '": "x'),
+        lambda text: text.replace('"name": "', '"name": 5, "_": "'),
+        lambda text: text.replace("<tool_call>\n", "<tool_call>"),
+        lambda text: text + "\n<tool_call>\n[1]\n</tool_call>",
+        lambda text: text + "\n</think>\nI cannot.",
+    ),
+    "llama": (
+        as_llama,
+        lambda text: text.removeprefix("<|python_tag|>"),
+        lambda text: text.replace("; ", ", "),
+        lambda text: f"[{text.removeprefix('<|python_tag|>').replace('; ', ', ')}]",
+        lambda text: text.replace('"parameters"', '"arguments"'),
+        lambda text: text.replace("true", "True").replace("null", "None"),
+        lambda text: text.replace('"name": "', '"name": 5, "_": "'),
+        lambda text: text + ";",
+        lambda text: text.replace('"parameters": {', '"parameters": {"extra": 1, '),
+        lambda text: f"Sure. {text}",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NATIVE)
+def test_the_official_handlers_of_native_formats_give_the_same_scores(
+    kind, scripts, official, bfcl_oracle, settings, tmp_path, monkeypatch
+):
+    """Half of the answers as that model writes them, the others as it might."""
+    written, *changes = NATIVE[kind]
+
+    def noisy(name, text):
+        chance = random.Random(name)
+        native = written(text)
+        return chance.choice(changes)(native) if chance.random() < 0.5 else native
+
+    found = {name: {i: noisy(i, text) for i, text in bfcl_oracle(name).items()} for name in SINGLE_TURN}
+    for category in MULTI_TURN:
+        found[category] = {
+            name: [[noisy(f"{name}/{t}/{s}", text) for s, text in enumerate(turn)] for t, turn in enumerate(turns)]
+            for name, turns in bfcl_oracle(category).items()
+        }
+    settings = settings.model_copy(update={"eval": settings.eval.model_copy(update={"bfcl_format": "native"})})
+    summary, out = _evaluated(found, settings, tmp_path)
+    assert summary["format"] == "native"
+    outcome, said = _crosschecked(out, monkeypatch)
+    assert [(name, row["differing"]) for name, row in outcome["categories"].items() if row["differing"]] == []
+    assert {name: row["n"] for name, row in outcome["categories"].items()} == {
+        name: category["n"] for name, category in summary["categories"].items()
+    }
+    total = sum(row["official"] for row in outcome["categories"].values())
+    assert 1000 < total < 4000
+    assert len(said) == 4441 - total
 
 
 def test_a_difference_is_found(official, bfcl_oracle, settings, tmp_path):

@@ -1,23 +1,17 @@
-"""An OpenAI-compatible server of the standard library, with every fault that a real one has."""
+"""Answers from a server: asked fast and patiently, whatever it does."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from openai_server import Handler, Server, chat_reply, cut_off, hang_up, raw, slow, status, text_of
 
 from restool import files
 from restool.core.errors import ConfigurationError, EvaluationError
@@ -29,123 +23,6 @@ from restool.settings import DecodingSettings
 
 GREEDY = DecodingSettings(max_new_tokens=8, temperature=0.0, max_model_tokens=64, batch_tokens=100)
 QUESTIONS = [Question.of(f"q{i}", "system", f"question {i};") for i in range(40)]
-Fault = Callable[["_Handler"], bool]
-"""Replies in its own way and says so (True), or lets the request through."""
-
-
-def text_of(body: dict[str, Any]) -> str:
-    """The model: a function of the prompt."""
-    return hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest()
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        self.asked: Counter[str] = Counter()
-        self.bodies: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
-        self.models: list[dict[str, Any]] = [{"id": "fake", "object": "model"}]
-        self.reply: Callable[[dict[str, Any]], dict[str, Any]] = lambda body: chat_reply(text_of(body))
-        self.faults: dict[str, list[Fault]] = {}
-        self.delay: Callable[[int], float] = lambda number: 0.0
-        self.most_in_flight = 0
-        self._in_flight = 0
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def request(self, prompt: str) -> Iterator[int]:
-        with self._lock:
-            self.asked[prompt] += 1
-            self._in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self._in_flight)
-            number = self.asked.total()
-        try:
-            yield number
-        finally:
-            with self._lock:
-                self._in_flight -= 1
-
-    def handle_error(self, *_: object) -> None:
-        """Clients that hang up are part of the tests."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-    body: dict[str, Any]
-
-    def do_GET(self) -> None:
-        self.send(200, {"object": "list", "data": [row | {"created": time.time_ns()} for row in self.server.models]})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.body, prompt = body, body["messages"][-1]["content"]
-        self.server.keys.add(self.headers["Authorization"])
-        self.server.bodies.append(body)
-        with self.server.request(prompt) as number:
-            time.sleep(self.server.delay(number))
-            waiting = self.server.faults.get(prompt) or self.server.faults.get("*") or []
-            if waiting and (waiting.pop(0) if prompt in self.server.faults else waiting[0])(self):
-                return
-            self.send(200, self.server.reply(body))
-
-    def send(self, status: int, content: Any, **headers: str) -> None:
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def chat_reply(text: str, **message: Any) -> dict[str, Any]:
-    choice = {"message": {"role": "assistant", "content": text, **message}, "finish_reason": "stop"}
-    return {"choices": [choice], "usage": {"prompt_tokens": 20, "completion_tokens": 3}}
-
-
-def status(code: int, message: Any = "no", **headers: str) -> Fault:
-    return lambda handler: handler.send(code, {"error": {"message": message}}, **headers) or True
-
-
-def raw(content: bytes) -> Fault:
-    return lambda handler: handler.send(200, content) or True
-
-
-def hang_up(handler: _Handler) -> bool:
-    handler.close_connection = True
-    handler.connection.close()
-    return True
-
-
-def cut_off(handler: _Handler) -> bool:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices": [')
-    return hang_up(handler)
-
-
-def slow(seconds: float) -> Fault:
-    def wait(handler: _Handler) -> bool:
-        time.sleep(seconds)
-        return False
-
-    return wait
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as found:
-        threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield found
-        found.shutdown()
 
 
 def model(server: Server, lines: list[str] | None = None, **options: Any) -> EndpointModel:
@@ -234,7 +111,7 @@ def test_a_server_that_only_fails_ends_the_run(server, tmp_path):
 def test_a_server_that_dies_leaves_what_it_answered(server, tmp_path):
     path = tmp_path / "a.jsonl"
 
-    def dies(handler: _Handler) -> bool:
+    def dies(handler: Handler) -> bool:
         if server.asked.total() < 15:
             return False
         server.socket.close()
@@ -251,7 +128,7 @@ def test_a_server_that_dies_leaves_what_it_answered(server, tmp_path):
 def test_too_long_a_prompt_is_over_length_and_a_tight_one_gets_what_room_there_is(server, tmp_path):
     message = "This model's maximum context length is 25 tokens. However, you requested 8 output tokens and your prompt"
 
-    def full(handler: _Handler) -> bool:
+    def full(handler: Handler) -> bool:
         body = handler.body
         size = {"question 0;": 30, "question 1;": 20}[body["messages"][-1]["content"]]
         if size + body["max_tokens"] <= 25:
@@ -293,7 +170,7 @@ def test_a_server_is_asked_as_it_wants_to_be(server):
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     prompts = [Prompt(q.prompt.messages, (tool,)) for q in QUESTIONS]
 
-    def picky(handler: _Handler) -> bool:
+    def picky(handler: Handler) -> bool:
         body = handler.body
         if body.get("tool_choice") != "none":
             return status(400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser')(handler)
@@ -379,16 +256,8 @@ def _answers_api_bank(body: dict[str, Any]) -> dict[str, Any]:
     return chat_reply(f"<tool_call>{call}</tool_call>" if len(text) % 5 else "I cannot.")
 
 
-@pytest.fixture
-def api_bank_mirror() -> Path:
-    root = Path(os.environ.get("RESTOOL_MIRROR") or Path(__file__).parents[4] / "shared" / "data")
-    if not (root / "api_bank").is_dir():
-        pytest.skip("API-Bank is not here (RESTOOL_MIRROR)")
-    return root
-
-
-def test_killed_and_started_again_it_gives_the_same_result(server, tmp_path, api_bank_mirror):
-    variables = {**os.environ, "RESTOOL_MIRROR": str(api_bank_mirror)}
+def test_killed_and_started_again_it_gives_the_same_result(server, tmp_path, mirror):
+    variables = {**os.environ, "RESTOOL_MIRROR": str(mirror)}
     server.reply = _answers_api_bank
     whole = subprocess.run(_command(server, tmp_path / "whole"), env=variables, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
@@ -418,11 +287,11 @@ def test_killed_and_started_again_it_gives_the_same_result(server, tmp_path, api
     assert 0 < summary["aggregates"]["compat/overall"] < 1
 
 
-def test_a_server_that_is_not_there_is_one_line(tmp_path, api_bank_mirror, server):
+def test_a_server_that_is_not_there_is_one_line(tmp_path, mirror, server):
     gone = server.url
     server.server_close()
     server.url = gone
-    variables = {**os.environ, "RESTOOL_MIRROR": str(api_bank_mirror)}
+    variables = {**os.environ, "RESTOOL_MIRROR": str(mirror)}
     done = subprocess.run(_command(server, tmp_path / "out"), env=variables, capture_output=True, text=True)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from restool import files
-from restool.evaluation.answering import GeneratedAnswer, LocalModel, Question, answer, collect
+from restool.evaluation.answering import GeneratedAnswer, LocalModel, Prompt, Question, answer, collect
 from restool.settings import DecodingSettings, TinyArchitecture
 
 ROOT = Path(__file__).parents[3]
@@ -80,3 +81,13 @@ def test_prompts_without_room_are_recorded_and_never_sent(folder, tmp_path):
     assert short.tokens <= 2
     assert not short.over_length
     assert len(collect(_model(folder), long, GREEDY, 0, tmp_path / "a.jsonl", report=_quiet)) == 13
+
+
+def test_a_context_is_never_longer_than_the_models_own(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    files.write_json(config, files.read_json(config) | {"max_position_embeddings": 64})
+    decoding = GREEDY.model_copy(update={"max_model_tokens": 4096})
+    prompts = [Prompt.of("", "please"), Prompt.of("", "please " * 200)]
+    assert [one.over_length for one in answer(_model(tmp_path / "model"), prompts, decoding, 0)] == [False, True]
+    assert [one.over_length for one in answer(_model(folder), prompts, decoding, 0)] == [False, False]

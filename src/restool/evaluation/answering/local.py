@@ -26,6 +26,7 @@ class LocalModel:
         self.thinking = thinking
         self.fingerprint = files.content_hash([model_fingerprint(path), dtype, thinking], length=16)
         self._loaded: tuple[Any, Any, Any] | None = None
+        self._positions: int | None = None
 
     @classmethod
     def of(cls, path: str | Path, settings: RunSettings) -> LocalModel:
@@ -51,11 +52,13 @@ class LocalModel:
 
         The division into batches and each batch's seed depend on all ``questions`` and not on ``wanted``, so that
         sampled answers are the same after an interruption, and use common random numbers across models that share
-        a tokenizer.
+        a tokenizer. The context is ``decoding``'s or the model's own, whichever is shorter, as vLLM has it.
         """
         from restool.models import chat
 
         _, tokenizer, _ = self._load()
+        context = min(decoding.max_model_tokens, self._positions or decoding.max_model_tokens)
+        decoding = decoding.model_copy(update={"max_model_tokens": context})
         dialogues = [(q.prompt.messages, q.prompt.tools) for q in questions]
         ids = chat.dialogue_ids(tokenizer, dialogues, thinking=self.thinking)
         fitting = [i for i, prompt in enumerate(ids) if len(prompt) < decoding.max_model_tokens]
@@ -92,6 +95,7 @@ class LocalModel:
 
             device = loading.resolve_device(self.device)
             model, tokenizer = loading.load(self.path, dtype=self.dtype, device=device)
+            self._positions = getattr(model.config, "max_position_embeddings", None)
             stop = chat.stop_ids(tokenizer)
             self._loaded = (make_sampler(model.eval(), tokenizer, stop), tokenizer, Decoder(tokenizer, stop))
         return self._loaded

@@ -6,7 +6,6 @@ held-out tasks, written in BFCL's own format, with answers that `held_out.evalua
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from restool.evaluation.bfcl.checker import Checker
 from restool.evaluation.bfcl.scoring import BENCHMARK
 from restool.evaluation.bfcl.synthetic import evaluate_synthetic
 from restool.evaluation.contamination import Training
-from restool.evaluation.examples import Shown
 from restool.settings import EvaluationSettings, RunSettings
 
 __all__ = ["BENCHMARK", "evaluate", "evaluate_synthetic"]
@@ -81,17 +79,11 @@ def evaluate(
     contents = {row["id"]: content(row) for name in found for row in entries[name]}
     contamination.mark(rows, contents, training or Training.unknown())
     asked_of = {row["id"]: row["question"] for name in found for row in entries[name]}
-    shown = [_shown(asked_of[row["id"]], found[row["category"]].get(row["id"])) for row in rows]
+    given = [found[row["category"]].get(row["id"]) for row in rows]
+    texts = [results.of(answer) if answer else "" for answer in given]
+    shown = [scoring.shown(asked_of[row["id"]], row, text) for row, text in zip(rows, texts, strict=True)]
     summary = scoring.summarize(rows, judged, limit, faults, training) | origin | {"allow_missing": allow_missing}
     return _write(out, rows, summary, examples.choose(rows, shown))
-
-
-def _shown(turns: Sequence[Sequence[dict[str, Any]]], answer: Any) -> Shown:
-    """What a reader of a wrong answer needs; what was expected is in the checker's message (``why``)."""
-    said = [f"<{message['role']}> {message['content']}" for turn in turns for message in turn]
-    given = results.of(answer) if answer is not None else ""
-    text = given if isinstance(given, str) else json.dumps(given, indent=1, ensure_ascii=False)
-    return Shown("\n".join(said), None, text)
 
 
 def _write(

@@ -76,10 +76,12 @@ class Checker:
 
     def entries(self, category: str) -> list[dict[str, Any]]:
         """The category's entries as shown to models: id, question (messages by turn), function, missed_function."""
-        (reply,) = self._ask([lambda: {"op": "entries", "category": category}], self.limits.start_seconds)
-        if "entries" not in reply:
-            raise EvaluationError(f"bfcl: cannot read category '{category}': {reply.get('error') or reply['failure']}")
-        return reply["entries"]
+        return self._data("entries", category)
+
+    def expected(self, category: str) -> dict[str, Any]:
+        """Entry → what would be right: accepted calls, in multi-turn calls by turn, in words where calls are not
+        compared."""
+        return self._data("expected", category)
 
     def check(self, category: str, answers: Sequence[tuple[str, str]]) -> list[Reply]:
         """Verdicts on (entry, text): ``correct``, ``error_type``, ``error``, ``calls``, ``unreadable``, ``capped``."""
@@ -137,6 +139,12 @@ class Checker:
             "text_cap": TEXT_CAP,
             "restarts": self.restarts,
         }
+
+    def _data(self, what: str, category: str) -> Any:
+        (reply,) = self._ask([lambda: {"op": what, "category": category}], self.limits.start_seconds)
+        if what not in reply:
+            raise EvaluationError(f"bfcl: cannot read category '{category}': {reply.get('error') or reply['failure']}")
+        return reply[what]
 
     def _ask(
         self,

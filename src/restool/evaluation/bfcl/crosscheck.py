@@ -34,12 +34,11 @@ def crosscheck(out: Path, *, report: Callable[[str], None]) -> dict[str, Any]:
     summary = files.read_json(out / "summary.json")
     if summary.get("benchmark") != "bfcl" or not summary["categories"]:
         raise EvaluationError(f"{out} holds no evaluation of bfcl; make one with: restool evaluate bfcl --out {out}")
-    if summary.get("format", "rlla") != "rlla":
-        raise EvaluationError(f"{out}: answers in the {summary['format']} format cannot be cross-checked")
     ours = _ours(out, list(summary["categories"]))
     rows = _answers(Path(summary["answers"] or out / "result"), ours)
     report(f"scoring {sum(map(len, rows.values()))} answers with the runner of bfcl-eval")
-    theirs = official(python, rows, partial=any(summary[key] for key in ("limit", "missing")) or _left(ours, rows))
+    partial = any(summary[key] for key in ("limit", "missing")) or _left(ours, rows)
+    theirs = official(python, rows, partial=partial, form=summary.get("format", "rlla"))
     compared = {name: _compared(ours[name], theirs[name], rows[name]) for name in rows}
     outcome = {
         "bfcl_eval": environments.packages(ENVIRONMENT)["bfcl-eval"],
@@ -82,15 +81,17 @@ def _left(ours: Mapping[str, Any], rows: Mapping[str, Any]) -> bool:
     return any(len(rows.get(name, ())) < len(listed) for name, listed in ours.items())
 
 
-def official(python: Path, rows: Mapping[str, Mapping[str, Any]], *, partial: bool) -> dict[str, dict[str, Any]]:
-    """Category → {"correct", "n", "wrong": ids}, as the official score files tell it."""
+def official(
+    python: Path, rows: Mapping[str, Mapping[str, Any]], *, partial: bool, form: str = "rlla"
+) -> dict[str, dict[str, Any]]:
+    """Category → {"correct", "n", "wrong": id → what the official runner says of it}, from its score files."""
     with tempfile.TemporaryDirectory(prefix="restool-official-") as name:
         root = Path(name)
         results.write(root, rows)
-        options = {"root": str(root.resolve()), "categories": list(rows), "partial": partial, **LIMITS}
+        told = {"root": str(root.resolve()), "categories": list(rows), "format": form, "partial": partial}
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC", "HOME": name, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [python, "-I", "-B", SCRIPT, json.dumps(options)],
+            [python, "-I", "-B", SCRIPT, json.dumps(told | LIMITS)],
             cwd=root,
             env={**environment, "OPENBLAS_NUM_THREADS": "1", "BFCL_PROJECT_ROOT": str(root.resolve())},
             stdin=subprocess.DEVNULL,
@@ -108,7 +109,8 @@ def _scores(root: Path, category: str, errors: str) -> dict[str, Any]:
         lines = errors.strip().splitlines() or ["no message"]
         raise EvaluationError(f"bfcl-eval's runner ended without a score for {category}: {lines[-1]}")
     head, *wrong = files.read_json_lines(path)
-    return {"correct": head["correct_count"], "n": head["total_count"], "wrong": [row["id"] for row in wrong]}
+    said = {row["id"]: row.get("error") for row in wrong}
+    return {"correct": head["correct_count"], "n": head["total_count"], "wrong": said}
 
 
 def _compared(ours: Mapping[str, dict[str, Any]], theirs: dict[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:

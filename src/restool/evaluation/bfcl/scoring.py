@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from restool.evaluation.bfcl.checker import Checker
 from restool.evaluation.bfcl.episodes import Episode
 from restool.evaluation.bfcl.fenced.rules import ERROR_PREFIX
 from restool.evaluation.contamination import Training
+from restool.evaluation.examples import Shown
 
 BENCHMARK = "bfcl"
 
@@ -27,12 +29,35 @@ def score(
     for category, answers in found.items():
         report(f"{BENCHMARK}: scoring {category}, {len(ids[category])} answers")
         judge = episode_items if category in aggregates.MULTI_TURN else single_turn_items
-        rows += judge(checker, category, {name: answers.get(name) for name in ids[category]})
-    for row in rows:
-        where = f"turn {row['turn'] + 1}: " if row.get("turn") is not None else ""
-        row["failure_kind"] = None if row["correct"] else row["error_type"]
-        row["why"] = None if row["correct"] else f"{where}{row['error'] or row['error_type']}"
-    return rows, {**checker.description, "fence": checker.fence()}
+        judged = judge(checker, category, {name: answers.get(name) for name in ids[category]})
+        expected = checker.expected(category)
+        rows += [row | {"expected": expected[row["id"]]} for row in judged]
+    return list(map(explained, rows)), {**checker.description, "fence": checker.fence()}
+
+
+def explained(row: dict[str, Any]) -> dict[str, Any]:
+    """``row`` with its kind of failure and the checker's message as every benchmark's items have them."""
+    if row["correct"]:
+        return row | {"failure_kind": None, "why": None}
+    where = f"turn {row['turn'] + 1}: " if row.get("turn") is not None else ""
+    return row | {"failure_kind": row["error_type"], "why": f"{where}{row['error'] or row['error_type']}"}
+
+
+def shown(turns: Sequence[Sequence[dict[str, Any]]], row: dict[str, Any], given: Any) -> Shown:
+    """What a reader of a wrong answer needs, beside the checker's message. ``given``: see `results.of`."""
+    said = [f"<{message['role']}> {message['content']}" for turn in turns for message in turn]
+    text = given if isinstance(given, str) else json.dumps(given, indent=1, ensure_ascii=False)
+    return Shown("\n".join(said), readable(row["expected"]), text)
+
+
+def readable(expected: Any) -> str:
+    """What a row of items expects, one call a line; in multi-turn, one turn a line."""
+    if isinstance(expected, str):
+        return expected
+    if all(isinstance(part, list) for part in expected):
+        turns = (f"turn {n}: {'; '.join(calls) or 'no call'}" for n, calls in enumerate(expected, 1))
+        return "\n".join(turns)
+    return "\n".join(json.dumps(call, ensure_ascii=False) for call in expected)
 
 
 def single_turn_items(

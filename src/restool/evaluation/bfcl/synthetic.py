@@ -14,9 +14,11 @@ from restool import files
 from restool.core.errors import EvaluationError
 from restool.data import bfcl_export
 from restool.data.overlap import Content
-from restool.evaluation import contamination, items
+from restool.evaluation import contamination, examples, items
+from restool.evaluation.bfcl import scoring
 from restool.evaluation.bfcl.checker import Checker
 from restool.evaluation.contamination import Training
+from restool.evaluation.examples import Shown
 
 BENCHMARK = "bfcl-synthetic"
 SPLIT = "held_out"
@@ -45,7 +47,7 @@ def evaluate_synthetic(
     training: Training | None = None,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Score the greedy answers below ``held_out_dir`` and write items.jsonl and summary.json below ``out``.
+    """Score the greedy answers below ``held_out_dir``; write items, examples and summary below ``out``.
 
     Raises `EvaluationError` if held-out answers are not there, `ToolEnvironmentError` without the ``bfcl``
     environment. Data without synthetic tasks (rlla) gives a summary that says so.
@@ -66,17 +68,20 @@ def evaluate_synthetic(
     }
     rows: list[dict[str, Any]] = []
     contents: dict[str, Content] = {}
+    shown: list[Shown] = []
     with Checker(categories, folder=folder) as checker:
         for category in categories:
-            entries = checker.entries(category)
+            entries, expected = checker.entries(category), checker.expected(category)
             report(f"{BENCHMARK}: scoring {category}, {len(entries)} answers")
             verdicts = checker.check(category, [(entry["id"], _text(entry, texts)) for entry in entries])
-            rows += [_item(category, entry, verdict) for entry, verdict in zip(entries, verdicts, strict=True)]
+            for entry, verdict in zip(entries, verdicts, strict=True):
+                rows.append(_item(category, entry, verdict, expected[entry["id"]]))
+                shown.append(scoring.shown(entry["question"], rows[-1], _text(entry, texts)))
             contents |= {entry["id"]: bfcl_export.content(entry) for entry in entries}
         judged = {**checker.description, "fence": checker.fence()}
     contamination.mark(rows, contents, training or Training.unknown())
     summary = _summary(rows, judged, files.read_json(held_out), training or Training.unknown())
-    return items.write(out, rows, summary)
+    return items.write(out, rows, summary, examples.choose(rows, shown))
 
 
 def _text(entry: dict[str, Any], texts: dict[str, str]) -> str:
@@ -86,10 +91,10 @@ def _text(entry: dict[str, Any], texts: dict[str, str]) -> str:
     return texts[row]
 
 
-def _item(category: str, entry: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
+def _item(category: str, entry: dict[str, Any], verdict: dict[str, Any], expected: Any) -> dict[str, Any]:
     parts = ("correct", "error_type", "error", "calls", "failure")
     base = {"id": entry["id"], "row": entry["row"], "category": category, "parse_failure": verdict["unreadable"]}
-    return base | {name: verdict[name] for name in parts}
+    return scoring.explained(base | {name: verdict[name] for name in parts} | {"expected": expected})
 
 
 def _summary(

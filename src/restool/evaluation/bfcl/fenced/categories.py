@@ -10,7 +10,14 @@ from typing import Any
 
 import decoding
 
-MESSAGE_CAP = 600
+MESSAGE_CAP = 1200
+WRONG_FORMAT = (
+    "Did not output in the specified format. Note: the model_result is wrapped in a string to ensure json "
+    "serializability."
+)
+CALLED = "Valid syntax. Successfully decode AST when it should not."
+NOT_CALLED = "Invalid syntax. Failed to decode AST when it should have."
+"""What the official runner, which is not at hand here, says where its checker is not asked."""
 _NOT_SHOWN = ("initial_config", "path", "involved_classes", "excluded_function")
 
 
@@ -43,6 +50,13 @@ class Category:
             rows = add_language_specific_hint_to_function_doc(rows)
         return [_shown(row) for row in rows]
 
+    def expected(self) -> dict[str, Any]:
+        """Entry → what would be right: calls with the values that each parameter may have; in multi-turn, calls by
+        turn; of relevance and irrelevance, a word for it."""
+        if self.is_relevance:
+            return dict.fromkeys(self.documents, "no call" if "irrelevance" in self.name else "any call")
+        return self.answers
+
     def digest(self) -> str:
         """sha256 over the category's data files."""
         total = hashlib.sha256()
@@ -57,7 +71,7 @@ class Category:
         return {
             "correct": verdict.get("valid", False),
             "error_type": verdict.get("error_type"),
-            "error": shortened(verdict.get("error")),
+            "error": shortened(_message(verdict.get("error"))),
             "calls": recorded(decoded.calls, 4096),
             "unreadable": decoded.unreadable,
             "capped": decoded.capped,
@@ -69,9 +83,9 @@ class Category:
         from bfcl_eval.utils import is_function_calling_format_output, is_java, is_js
 
         if not is_function_calling_format_output(decoded.calls):
-            return {"error_type": "ast_decoder:decoder_wrong_output_format"}
+            return {"error_type": "ast_decoder:decoder_wrong_output_format", "error": [WRONG_FORMAT]}
         if kind := decoding.illegal(decoded.calls):  # no documented function is called so: wrong in any case
-            return {"error_type": f"not_allowed:{kind}"}
+            return {"error_type": f"not_allowed:{kind}", "error": [f"No documented function has such a {kind}."]}
         language = Language.PYTHON
         if is_java(self.name):
             language = Language.JAVA
@@ -85,9 +99,11 @@ class Category:
         from bfcl_eval.utils import is_empty_output
 
         called = not is_empty_output(decoded.calls)
-        if "irrelevance" in self.name:
-            return {"valid": not called, "error_type": "irrelevance_error:decoder_success" if called else None}
-        return {"valid": called, "error_type": None if called else "relevance_error:decoder_failed"}
+        if called != ("irrelevance" in self.name):
+            return {"valid": True}
+        if called:
+            return {"valid": False, "error_type": "irrelevance_error:decoder_success", "error": [CALLED]}
+        return {"valid": False, "error_type": "relevance_error:decoder_failed", "error": [NOT_CALLED]}
 
     def _load(self) -> dict[str, Any]:
         from bfcl_eval.utils import load_dataset_entry
@@ -117,7 +133,15 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def shortened(error: Any) -> str | None:
-    return None if not error else decoding.clean(str(error)[:MESSAGE_CAP])
+    if not error:
+        return None
+    text = decoding.clean(str(error))
+    return text if len(text) <= MESSAGE_CAP else text[:MESSAGE_CAP] + "..."
+
+
+def _message(error: Any) -> Any:
+    """The official checker gives a list of sentences, in parallel categories with details between them."""
+    return " ".join(map(str, error)) if isinstance(error, list) else error
 
 
 def recorded(calls: Any, most: int) -> Any:

@@ -70,7 +70,10 @@ class MultiTurn:
         if not isinstance(result, list):
             return told | {"correct": False, "error_type": "multi_turn:inference_error", "error": result}
         if len(result) != len(truth):
-            error = f"{len(result)} of {len(truth)} turns: the episode was ended by force"
+            error = (
+                f"Model was force-terminated during inference phase. The length of the model result turns "
+                f"({len(result)}) does not match the length of the ground truth turns ({len(truth)})."
+            )
             return told | {"correct": False, "error_type": "multi_turn:force_terminated", "error": error}
         verdict = self._judged(row, truth, decoded)
         if verdict["valid"]:

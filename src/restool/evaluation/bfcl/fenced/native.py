@@ -72,15 +72,14 @@ class Native:
     def _calls(self, text: str, read: Callable[[str], list[Any]]) -> list[tuple[str, Any]]:
         """(name, parameters) of every call; raises what the official handlers would raise, and for names that are
         no text. A text without any sign of a call has none. ``read``: what to do with Qwen's blocks."""
-        text = decoding.clean(text[: decoding.TEXT_CAP]).split("</think>")[-1].lstrip("\n")
-        if "<tool_call>" in text:
-            found = read(text)
-            if not found:
-                raise ValueError("a block of calls from which nothing could be read")
-        elif "<|python_tag|>" in text or text.strip()[:1] in ("{", "["):
-            found = [(call["name"], call["parameters"]) for call in _llama(text.replace("<|python_tag|>", ""))]
-        else:
+        text = spoken(text)
+        written = kind(text)
+        if written is None:
             return []
+        if written == "llama":
+            found = [(call["name"], call["parameters"]) for call in _llama(text.replace("<|python_tag|>", ""))]
+        elif not (found := read(text)):
+            raise ValueError("a block of calls from which nothing could be read")
         if not all(isinstance(name, str) for name, _ in found):
             raise TypeError("a name that is no text")
         return decoding.clean([list(call) for call in found])
@@ -92,6 +91,18 @@ class Native:
         """As ``decode_execute``, before it writes the calls as text: arguments may be JSON within a JSON string."""
         found = [(call["name"], call["arguments"]) for call in self._qwen._extract_tool_calls(text)]
         return [(name, json.loads(given) if isinstance(given, str) else given) for name, given in found]
+
+
+def spoken(text: str) -> str:
+    """What of an answer is read: not its thought, nor what is beyond the cap."""
+    return decoding.clean(text[: decoding.TEXT_CAP]).split("</think>")[-1].lstrip("\n")
+
+
+def kind(text: str) -> str | None:
+    """Whose way of writing calls ``text`` shows: ``qwen``, ``llama``, or None where there is no sign of a call."""
+    if "<tool_call>" in text:
+        return "qwen"
+    return "llama" if "<|python_tag|>" in text or text.strip()[:1] in ("{", "[") else None
 
 
 def _llama(text: str) -> list[Any]:

@@ -5,6 +5,7 @@
 It answers first with what it is (versions, data hashes, walls). A line in is a list of requests; each gets one line:
 
     {"op": "entries", "category": C}                   -> {"entries": [{"id", "question", "function", ...}]}
+    {"op": "expected", "category": C}                  -> {"expected": {id: what would be right}}
     {"op": "check", "category": C, "id": I, "text": T} -> the verdict of `Category.check`
     {"op": "step", "category": C, "id": I, "before": N, "texts": [T, ...]} -> `MultiTurn.step`
     {"op": "judge", "category": C, "id": I, "result": R} -> the verdict of `MultiTurn.check`
@@ -81,6 +82,9 @@ class Worker:
             rows = [row | {"tools": self.reader.schemas(row["function"])} for row in rows]
         return {"entries": rows}
 
+    def expected(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"expected": self.categories[request["category"]].expected()}
+
     def check(self, request: dict[str, Any]) -> dict[str, Any]:
         return self.categories[request["category"]].check(request["id"], request["text"])
 
@@ -111,6 +115,7 @@ class Worker:
 
 HANDLERS = {
     "entries": Worker.entries,
+    "expected": Worker.expected,
     "check": Worker.check,
     "step": Worker.step,
     "judge": Worker.judge,
