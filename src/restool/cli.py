@@ -408,7 +408,7 @@ class Benchmarks(typer.core.TyperGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == CROSSCHECK:
             return _crosscheck_command()
-        return _evaluation_command(cmd_name) if cmd_name in self.list_commands(ctx) else None
+        return _evaluation_command(cmd_name)
 
 
 app.add_typer(

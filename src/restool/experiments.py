@@ -301,11 +301,14 @@ def _one_line(error: Exception, overrides: list[str]) -> str:
         if options:
             return f"unknown {group} '{option}'{nearest(option, options)}; there are: {', '.join(options)}"
     message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    for override in overrides:
-        key = override.split("=", 1)[0].lstrip("+~")
-        if f"'{key}'" in message or f"override {override}" in message.lower() or key.split(".")[-1] in message:
-            return f"override '{override}': unknown key or option{nearest(key, _all_keys(key))} ({message})"
-    return message
+    keys = {override: override.split("=", 1)[0].lstrip("+~") for override in overrides}
+    named = [override for override, key in keys.items() if f"'{key}'" in message]
+    named += [override for override in overrides if f"override {override}" in message.lower()]
+    named += [override for override, key in keys.items() if key.split(".")[-1] in message]
+    if not named:
+        return message
+    key = keys[named[0]]
+    return f"override '{named[0]}': unknown key or option{nearest(key, _all_keys(key))} ({message})"
 
 
 def _all_keys(key: str) -> list[str]:

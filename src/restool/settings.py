@@ -246,12 +246,12 @@ class EvaluationSettings(Settings):
     held_out: DecodingSettings
     api_bank: DecodingSettings
     bfcl: DecodingSettings
-    bfcl_categories: list[str]
+    bfcl_categories: list[str] = Field(min_length=1)
     bfcl_format: Literal["rlla", "native"] = Field(
         "rlla",
         description="how prompts list tools and answers write calls: as in the training data, or the model's own",
     )
-    bfcl_limit: int | None = Field(None, description="first N entries of each category; null: all")
+    bfcl_limit: int | None = Field(None, gt=0, description="first N entries of each category; null: all")
     benchmarks: dict[str, dict[str, Any]] = Field(
         {}, description="benchmark: values that go before those of configs/benchmark/<name>.yaml"
     )

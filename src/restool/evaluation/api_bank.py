@@ -99,6 +99,7 @@ def evaluate(
         "source": model.description if made else None,
         "answers": str(answers) if answers else None,
         "seed": settings.eval.seed if made else None,
+        "allow_missing": allow_missing,
     }
     contents = {sample.id: Content.of_prompt(sample.system, sample.user) for sample in samples}
     contamination.mark(rows, contents, training or Training.unknown())

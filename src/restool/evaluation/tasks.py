@@ -97,6 +97,7 @@ def evaluate(
         "model": None if model is None else model.fingerprint,
         "source": None if model is None else model.description,
         "answers": str(answers) if answers else None,
+        "allow_missing": allow_missing,
         "limit": limit,
         "complete": not any(row["missing"] for row in rows) and not limit,
     }

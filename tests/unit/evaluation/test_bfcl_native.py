@@ -17,6 +17,7 @@ from restool.evaluation import bfcl
 from restool.evaluation.answering import GeneratedAnswer
 from restool.evaluation.bfcl import native
 from restool.experiments import compose_run
+from restool.settings import configs_directory
 
 FENCED = Path(native.__file__).parent / "fenced"
 RADIUS = {"r": {"type": "float", "description": "Radius."}}
@@ -162,9 +163,9 @@ def test_the_cases_tell_right_from_wrong(told):
 
 
 def test_nothing_in_a_text_runs_or_breaks_the_reader(told):
-    for text in told["hostile"]:
-        assert told["ours"][text]["calls"] == [] or "ud83d" in text
-        assert told["ours"][text]["unreadable"] or "ud83d" in text
+    read = [text for text in told["hostile"] if told["ours"][text]["calls"]]
+    assert read == ['{"name": "\\ud83d", "parameters": {}}', '{"name": 5, "parameters": {}}']
+    assert all(told["ours"][text]["unreadable"] == (text not in read) for text in told["hostile"])
 
 
 def test_prompts_are_those_of_the_official_handler(told, tmp_path):
@@ -257,6 +258,11 @@ def test_right_calls_in_native_form_are_right(tmp_path, bfcl_oracle, written):
     assert prompt.schemas[0]["function"]["parameters"]["type"] == "object"
     _, summary = _evaluated(tmp_path / "b", right, "rlla", "irrelevance")
     assert summary["not_run"]  # without a skeleton there is no prompt in the training format
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (configs_directory() / "eval").glob("*.yaml")))
+def test_every_eval_configuration_takes_the_native_format(name):
+    assert compose_run([f"eval={name}", "eval.bfcl_format=native"]).eval.bfcl_format == "native"
 
 
 @pytest.fixture(scope="module")

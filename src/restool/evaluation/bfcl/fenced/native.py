@@ -70,8 +70,8 @@ class Native:
         return found
 
     def _calls(self, text: str, read: Callable[[str], list[Any]]) -> list[tuple[str, Any]]:
-        """(name, parameters) of every call; raises what the official handlers would raise, and for names that are
-        no text. A text without any sign of a call has none. ``read``: what to do with Qwen's blocks."""
+        """(name, parameters) of every call; raises where the official handlers would. A text without any sign of a
+        call has none. A name may be any scalar, as there. ``read``: what to do with Qwen's blocks."""
         text = spoken(text)
         written = kind(text)
         if written is None:
@@ -80,9 +80,9 @@ class Native:
             found = [(call["name"], call["parameters"]) for call in _llama(text.replace("<|python_tag|>", ""))]
         elif not (found := read(text)):
             raise ValueError("a block of calls from which nothing could be read")
-        if not all(isinstance(name, str) for name, _ in found):
-            raise TypeError("a name that is no text")
-        return decoding.clean([list(call) for call in found])
+        if any(isinstance(name, list | dict) for name, _ in found):
+            raise TypeError("a name that cannot be a key")
+        return decoding.clean([[str(name), given] for name, given in found])
 
     def _to_compare(self, text: str) -> list[Any]:
         return [pair for call in self._qwen.decode_ast(text, None, None) for pair in call.items()]
