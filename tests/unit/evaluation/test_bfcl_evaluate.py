@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -50,7 +51,32 @@ def test_oracle_run_is_complete_and_small(settings, prepared, tmp_path, bfcl_ora
     assert summary["missing"] == 0
     assert set(summary["data_sha256"]) == set(SINGLE_TURN)
     assert files.read_json(tmp_path / "out" / "summary.json") == summary
-    assert len(files.read_json_lines(tmp_path / "out" / "items.jsonl")) == 3641
+    rows = files.read_json_lines(tmp_path / "out" / "items.jsonl")
+    assert len(rows) == 3641
+    assert rows[0]["expected"] == [{"calculate_triangle_area": {"base": [10], "height": [5], "unit": ["units", ""]}}]
+    assert {row["expected"] for row in rows if "relevance" in row["category"]} == {"no call", "any call"}
+
+
+def test_wrong_answers_are_shown_with_the_checkers_message_and_what_was_expected(
+    settings, prepared, tmp_path, bfcl_oracle
+):
+    settings = _only(settings, "live_parallel", "live_relevance")
+    right = bfcl_oracle("live_parallel")
+    first, second = list(right)[:2]
+    answers = right | {first: "I cannot.", second: right[second].replace('": "', '": "x')}
+    results.write(
+        tmp_path, {"live_parallel": answers, "live_relevance": dict.fromkeys(bfcl_oracle("live_relevance"), "")}
+    )
+    _evaluate(settings, prepared, tmp_path)
+    examples = {row["id"]: row for row in files.read_json_lines(tmp_path / "out" / "examples.jsonl")}
+    assert examples[first]["why"] == "Wrong number of functions."
+    assert "Could not find a matching function among index" in examples[second]["why"]
+    assert "sub_error" in examples[second]["why"]
+    calls = [json.loads(line) for line in examples[first]["expected"].splitlines()]
+    assert len(calls) == right[first].count('{"name"') > 1
+    relevance = next(row for row in examples.values() if row["category"] == "live_relevance")
+    assert relevance["why"].startswith("Invalid syntax. Failed to decode AST")
+    assert relevance["expected"] == "any call"
 
 
 def test_memory_of_the_worker_is_small(bfcl_data):

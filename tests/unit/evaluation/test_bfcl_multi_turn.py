@@ -256,6 +256,10 @@ def test_what_is_written_scores_the_same_when_it_is_read(settings, prepared, tmp
     row = files.read_json_lines(tmp_path / "out" / "items.jsonl")[0]
     assert row["calls"][0][0] == ["cd(folder='document')", "mkdir(dir_name='temp')", row["calls"][0][0][2]]
     assert row["steps"] == [2, 2, 2, 2]
+    assert row["expected"][0][:2] == ["cd(folder='document')", "mkdir(dir_name='temp')"]
+    shown = files.read_json_lines(tmp_path / "out" / "examples.jsonl")
+    assert [example["expected"].startswith("turn 1: ") for example in shown] == [True, True]
+    assert "The length of the model result turns (1) does not match" in shown[-1]["why"] + shown[0]["why"]
 
 
 def test_where_and_why_an_episode_failed(checker, oracle):
