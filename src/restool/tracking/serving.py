@@ -102,6 +102,9 @@ def served(address: str, port: int = 5000) -> Iterator[str]:
     port = _free(port)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
+    if address.startswith("sqlite:///"):  # what is sent to it goes beside the store, not into the current directory
+        beside = Path(address.removeprefix("sqlite:///")).resolve().parent / "mlartifacts"
+        command += ["--artifacts-destination", beside.as_uri()]
     with tempfile.TemporaryFile() as log:
         # A session of its own: Ctrl-C reaches us alone, and its workers end with it.
         server = subprocess.Popen(command, env=os.environ | QUIET, stdout=log, stderr=log, start_new_session=True)
