@@ -252,6 +252,7 @@ class EvaluationSettings(Settings):
         description="how prompts list tools and answers write calls: as in the training data, or the model's own",
     )
     bfcl_limit: int | None = Field(None, gt=0, description="first N entries of each category; null: all")
+    api_bank_limit: int | None = Field(None, gt=0, description="first N samples of each level; null: all")
     benchmarks: dict[str, dict[str, Any]] = Field(
         {}, description="benchmark: values that go before those of configs/benchmark/<name>.yaml"
     )

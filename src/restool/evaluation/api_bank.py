@@ -74,7 +74,8 @@ def evaluate(
     record = files.read_json(prepared / "manifest.json")["benchmarks"]["api_bank"]
     if not record["available"]:
         return items.not_run(out, BENCHMARK, record["reason"])
-    samples = load(prepared, record)
+    limit = None if answers else settings.eval.api_bank_limit  # answers that exist are all scored
+    samples = items.first(load(prepared, record), limit, lambda sample: sample.level)
     decoding = None if answers else settings.eval.api_bank
     if answers:
         found = read_answers(answers, [sample.id for sample in samples], allow_missing=allow_missing)
@@ -106,7 +107,7 @@ def evaluate(
     summary = summarize(rows, samples, training) | {"decoding": decoding.model_dump() if decoding else None} | identity
     shown = [Shown(s.user, s.gold, found[s.id].text if s.id in found else "") for s in samples]
     whole = summary | {"complete": all(sample.id in found for sample in samples)}
-    return items.write(out, rows, whole, examples.choose(rows, shown))
+    return items.write(out, rows, items.limited(whole, limit), examples.choose(rows, shown))
 
 
 def load(prepared: Path, record: dict[str, Any]) -> list[Sample]:

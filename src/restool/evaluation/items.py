@@ -11,13 +11,34 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from restool import files, seals
 from restool.core.errors import EvaluationError
 
+Entry = TypeVar("Entry")
+
 _Z = 1.959963984540054
 """97.5 % quantile of the normal distribution, as in ``statsmodels`` (which takes a second to import)."""
+
+
+def first(entries: Sequence[Entry], limit: int | None, category: Callable[[Entry], str]) -> list[Entry]:
+    """The first ``limit`` entries of each category, in their order; None: all."""
+    seen: Counter[str] = Counter()
+    found = []
+    for entry in entries:
+        seen[category(entry)] += 1
+        if limit is None or seen[category(entry)] <= limit:
+            found.append(entry)
+    return found
+
+
+def limited(summary: dict[str, Any], limit: int | None) -> dict[str, Any]:
+    """A summary that says how many of each category were asked; then it is not complete, and no total is given."""
+    if limit is None:
+        return summary | {"limit": None}
+    no_total = {"aggregates": dict.fromkeys(summary["aggregates"]), "intervals": {}, "weights": {}}
+    return summary | no_total | {"limit": limit, "complete": False}
 
 
 def wilson(correct: float, n: float) -> list[float] | None:

@@ -13,7 +13,6 @@ summary are made here.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +78,7 @@ def evaluate(
     tasks = module.tasks(source)
     _check(source.name, tasks)
     limit = None if answers else source.benchmark.limit  # answers that exist are all scored
-    tasks = _first(tasks, limit)
+    tasks = items.first(tasks, limit, lambda task: task.category)
     decodings = {name: _decoding(module, source, name) for name in dict.fromkeys(task.round for task in tasks)}
     if answers is not None:
         found = read_answers(answers, [task.id for task in tasks], allow_missing=allow_missing)
@@ -98,12 +97,10 @@ def evaluate(
         "source": None if model is None else model.description,
         "answers": str(answers) if answers else None,
         "allow_missing": allow_missing,
-        "limit": limit,
-        "complete": not any(row["missing"] for row in rows) and not limit,
+        "complete": not any(row["missing"] for row in rows),
     }
     summary = summarize(module, source.name, tasks, rows, training) | origin
-    if limit:  # what was not asked is in no total
-        summary |= {"aggregates": dict.fromkeys(summary["aggregates"]), "intervals": {}, "weights": {}}
+    summary = items.limited(summary, limit)
     texts = (found[task.id].text if task.id in found else "" for task in tasks)
     shown_to_readers = [Shown(task.user, task.expected, text) for task, text in zip(tasks, texts, strict=True)]
     return items.write(out, rows, summary, examples.choose(rows, shown_to_readers))
@@ -140,17 +137,6 @@ def _totals(groups: dict[str, list[Row]], rows: list[Row], metrics: dict[str, Ro
             intervals[name] = items.wilson(int(sum(values)), len(values))
     weights = {"all": {category: len(group) / len(rows) for category, group in groups.items()}}
     return {"aggregates": aggregates, "intervals": intervals, "weights": weights}
-
-
-def _first(tasks: Sequence[Task], limit: int | None) -> list[Task]:
-    """The first ``limit`` tasks of each category, in their order."""
-    seen: Counter[str] = Counter()
-    found = []
-    for task in tasks:
-        seen[task.category] += 1
-        if limit is None or seen[task.category] <= limit:
-            found.append(task)
-    return found
 
 
 def _check(name: str, tasks: Sequence[Task]) -> None:

@@ -48,7 +48,6 @@ def load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"local_files_only": Path(source).is_dir(), "revision": revision}
-    torch.set_flush_denormal(True)  # below 1e-38 a number carries nothing, and costs a CPU a hundred times the others
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)

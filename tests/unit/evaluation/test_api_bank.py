@@ -11,6 +11,7 @@ from restool.core.errors import EvaluationError
 from restool.data import api_bank as data
 from restool.evaluation import api_bank, items
 from restool.evaluation.answering import GeneratedAnswer
+from restool.experiments import compose_run
 
 GOLD = {"name": "F", "parameters": {"a": "1", "b": "x"}}
 RIGHT = json.dumps(GOLD)
@@ -99,6 +100,32 @@ def test_existing_answers_are_checked(tmp_path):
         api_bank.read_answers(path, ["level-1/0"], allow_missing=False)
     with pytest.raises(EvaluationError, match="is no file"):
         api_bank.read_answers(tmp_path / "none", [], allow_missing=False)
+
+
+def test_a_limit_asks_the_first_of_each_level_and_gives_no_total(tmp_path, monkeypatch):
+    names = ["level-1/0", "level-1/1", "level-1/2", "level-2/0"]
+    monkeypatch.setattr(
+        api_bank, "load", lambda *_: [api_bank.Sample(n, n.rpartition("/")[0], "", n, GOLD) for n in names]
+    )
+    files.write_json(tmp_path / "manifest.json", {"benchmarks": {"api_bank": {"available": True}}})
+    settings = compose_run(["eval.api_bank_limit=2"])
+    summary = api_bank.evaluate(Right(), tmp_path, tmp_path / "out", settings, report=lambda line: None)
+    assert {name: category["n"] for name, category in summary["categories"].items() if "strict" in name} == {
+        "strict/level-1": 2,
+        "strict/level-2": 1,
+    }
+    assert (summary["limit"], summary["complete"]) == (2, False)
+    assert summary["aggregates"] == {"compat/overall": None, "strict/overall": None}
+
+
+class Right:
+    """A source of answers that knows the right one."""
+
+    fingerprint = "right"
+    description: dict = {}  # noqa: RUF012
+
+    def batches(self, questions, decoding, seed, wanted):
+        yield list(range(len(questions))), [GeneratedAnswer(RIGHT, 3, True)] * len(questions)
 
 
 def test_missing_answers_are_wrong_and_counted():
