@@ -16,11 +16,11 @@ import os
 import re
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+import commands
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
@@ -119,9 +119,7 @@ def copies(folder: Path, runs: int) -> tuple[Path, Path, list[str]]:
 
 def timed(folder: Path, arguments: list[str]) -> Measured:
     """A dry run."""
-    started = time.perf_counter()
-    output, usage = call(folder, "-n", "-q", "rules", *arguments)
-    wall = time.perf_counter() - started
+    output, wall, usage = call(folder, "-n", "-q", "rules", *arguments)
     found = re.search(r"^total\s+(\d+)", output, re.MULTILINE)
     if not found and "Nothing to be done" not in output:
         sys.exit(output)
@@ -145,18 +143,10 @@ def pretend_done(folder: Path, arguments: list[str]) -> None:
     call(folder, "--touch", *arguments)
 
 
-def call(folder: Path, *arguments: str) -> tuple[str, resource.struct_rusage]:
-    """What a Snakemake said, and what it and its children took."""
+def call(folder: Path, *arguments: str) -> tuple[str, float, resource.struct_rusage]:
+    """What a Snakemake said, its wall seconds, and what it and its children took."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RESTOOL_ENVS": str(ROOT / ".venvs")}
-    command = [SNAKEMAKE, "--cores", "1", *arguments]
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)
-        said.seek(0)
-        output = said.read()
-    if status:
-        sys.exit(output)
-    return output, usage
+    return commands.run([SNAKEMAKE, "--cores", "1", *arguments], folder=folder, environment=environment)
 
 
 def show(name: str, found: Measured, bare: Measured) -> None:

@@ -13,14 +13,13 @@ is missing, or if the second import adds anything.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sqlite3
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+import commands
 
 from restool import files, runs
 from restool.analysis.experiment import load
@@ -100,15 +99,8 @@ def made_up(results: Path, steps: int) -> Path:
 
 def timed(command: list[str]) -> tuple[float, float, str]:
     """Wall and CPU seconds of a command, and what it said."""
-    started = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)
-        said.seek(0)
-        output = said.read()
-    if status:
-        sys.exit(output)
-    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, output
+    output, wall, usage = commands.run(command)
+    return wall, usage.ru_utime + usage.ru_stime, output
 
 
 def stored(store: Path) -> int:

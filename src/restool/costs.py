@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from restool.settings import BackendSettings
+
 BYTES_PER_PARAMETER_TRAINING = 16  # fp32 weight, gradient and two Adam moments
 BYTES_PER_PARAMETER_CHECKPOINT = 12  # float32 copy and two Adam moments, beside the model itself
 CHECKPOINTS_KEPT = 2
@@ -31,8 +33,7 @@ TIME_MARGIN = 2  # what a scheduler is asked for, over what is assumed
 def resources(config: dict[str, Any], kind: str) -> dict[str, int]:
     """What a scheduler must give a training job: ``mem_mb``, ``runtime`` (minutes), ``gpus``, ``threads``."""
     parameters = float(config["model"]["parameters"])
-    backend = config["backend"]
-    threads = int((backend["sft_threads"] if kind == "sft" else None) or backend["threads"])
+    threads = BackendSettings.model_validate(config["backend"]).threads_of(kind)
     if kind == "rl" and (layout := verl_layout(config)):
         return _resources_of_verl(config, layout, parameters)
     if parameters <= TINY_PARAMETERS:
