@@ -325,7 +325,10 @@ def _evaluation_command(benchmark: str) -> click.Command:
         checkpoint: Annotated[str | None, typer.Option(help="model folder, run folder or Hugging Face id")] = None,
         engine: Annotated[
             Literal["auto", "transformers", "vllm"],
-            typer.Option(help="what answers for a checkpoint; auto: vLLM on a GPU if it is installed"),
+            typer.Option(
+                help="what answers for a checkpoint; auto: vLLM where it is built for the device, else our sampler on "
+                "transformers, which --plan always takes on a CPU"
+            ),
         ] = "auto",
         endpoint: Annotated[str | None, typer.Option(help="address of an OpenAI-compatible server (…/v1)")] = None,
         model: Annotated[str | None, typer.Option(help="model of the server; needed if it has several")] = None,
@@ -355,7 +358,8 @@ def _evaluation_command(benchmark: str) -> click.Command:
             "requests_per_minute": requests_per_minute,
             "timeout_seconds": timeout,
         }
-        source = Source(checkpoint, engine, endpoint, model, api_key_env, tokenizer, limits, answers, allow_missing)
+        given = (checkpoint, engine, endpoint, model, api_key_env, tokenizer, limits, answers, allow_missing)
+        source = Source(*given, planned=plan is not None)
         if plan is not None:
             settings, checkpoint, prepared, target = _of_plan(plan, run, benchmark)
         else:

@@ -32,15 +32,15 @@ def checkpoint(bfcl_oracle, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def command(checkpoint, tmp_path, mirror):
-    """(name of the output folder, options) → the running command."""
+    """(name of the output folder, engine) → the running command."""
     program = str(Path(sys.executable).with_name("restool"))
     places = ["--checkpoint", str(checkpoint), "--results", str(tmp_path / "results")]
     chosen = [f"eval.bfcl_categories=[{','.join(CATEGORIES)}]", f"eval.bfcl_limit={LIMIT}"]
     chosen += ["eval.bfcl.max_new_tokens=400", "eval.bfcl.batch_tokens=600"]  # several batches a round
     variables = {**os.environ, "RESTOOL_MIRROR": str(mirror), "OMP_NUM_THREADS": "1"}
 
-    def start(name: str, *options: str) -> subprocess.Popen[str]:
-        whole = [program, "evaluate", "bfcl", *places, "--out", str(tmp_path / name), *options, *chosen]
+    def start(name: str, engine: str = "transformers") -> subprocess.Popen[str]:
+        whole = [program, "evaluate", "bfcl", *places, "--out", str(tmp_path / name), "--engine", engine, *chosen]
         return subprocess.Popen(whole, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
@@ -56,7 +56,7 @@ def test_multi_turn_ends_and_after_a_kill_ends_the_same(command, tmp_path):
     output = _finished(command("whole"))
     assert BASE in output
     summary = files.read_json(tmp_path / "whole" / "summary.json")
-    assert summary["source"]["engine"] == "transformers"  # what --engine auto takes on a CPU
+    assert summary["source"]["engine"] == "transformers"
     assert {name: category["n"] for name, category in summary["categories"].items()} == dict.fromkeys(CATEGORIES, LIMIT)
     assert summary["categories"][BASE]["correct"] == LIMIT - 1
     path = tmp_path / "killed" / "answers.jsonl"
@@ -78,13 +78,13 @@ def test_multi_turn_ends_and_after_a_kill_ends_the_same(command, tmp_path):
 
 
 def test_vllm_on_a_cpu_ends_with_the_same_verdicts(command, tmp_path):
-    """``--engine vllm`` from the command line, in the environment that has it."""
+    """The command line takes vLLM of its own accord where the environment that has it is built."""
     try:
         environments.python("verl-cpu")
     except ToolEnvironmentError:
         pytest.skip("the environment verl-cpu is not built (restool env build verl-cpu)")
     _finished(command("own"))
-    _finished(command("vllm", "--engine", "vllm"))
+    _finished(command("vllm", "auto"))
     summary = files.read_json(tmp_path / "vllm" / "summary.json")
     assert summary["source"]["engine"].startswith("vllm ")
     own, served = ({row["id"]: row for row in files.read_json_lines(tmp_path / name / "items.jsonl")}

@@ -21,6 +21,7 @@ from restool.experiments import compose_run
 from restool.settings import DecodingSettings, TinyArchitecture
 
 ROOT = Path(__file__).parents[3]
+ON_A_CPU = compose_run(["backend.device=cpu"])
 DECODING = DecodingSettings(max_new_tokens=6, temperature=0.0, max_model_tokens=80, batch_tokens=120)
 STAND_IN = """
 import argparse, json, sys
@@ -126,7 +127,7 @@ def test_prompts_are_our_samplers_and_the_server_ends_with_the_evaluation(folder
 
 def test_a_server_that_does_not_start_says_why(folder, stand_in, tmp_path):
     model = _model(folder, stand_in, tmp_path / "vllm.log", dtype="bfloat16")
-    with pytest.raises(ModelError, match="this stand-in knows no bfloat16"):
+    with pytest.raises(ModelError, match="this stand-in knows no bfloat16.*; --engine transformers"):
         answer(model, [Prompt.of("", "please")], DECODING, 0)
 
 
@@ -170,10 +171,25 @@ def test_without_vllm_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv("RESTOOL_ENVS", str(tmp_path))
     with pytest.raises(ToolEnvironmentError, match="restool env build verl-cpu, or --engine transformers"):
         vllm.required("cpu")
-    settings = compose_run([])
     source = answering.Source(checkpoint="somewhere/model", engine="auto")
-    assert isinstance(source.open(settings, tmp_path / "log", print), LocalModel)
+    assert isinstance(source.open(ON_A_CPU, tmp_path / "log", print), LocalModel)
     assert not any(name == "vllm" or name.startswith("vllm.") for name in sys.modules)
+
+
+def test_auto_takes_vllm_where_it_is_there_but_on_a_cpu_never_for_the_workflow(folder, stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm, "find", lambda device: stand_in)
+    kinds = {
+        (engine, planned): type(source.open(ON_A_CPU, tmp_path / "log", print))
+        for engine in ("auto", "transformers", "vllm")
+        for planned in (False, True)
+        for source in [answering.Source(checkpoint=str(folder), engine=engine, planned=planned)]
+    }
+    assert [pair for pair, kind in kinds.items() if kind is vllm.VllmModel] == [
+        ("auto", False),
+        ("vllm", False),
+        ("vllm", True),
+    ]
+    assert not (tmp_path / "log").exists()  # nothing was started
 
 
 def test_the_cpu_gets_room_for_one_context_and_more(folder, tmp_path):

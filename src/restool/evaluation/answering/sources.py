@@ -20,10 +20,11 @@ class Source:
     """One of ``checkpoint`` (a model folder or Hugging Face id), ``endpoint`` (an OpenAI-compatible server) and
     ``answers`` (what exists already), with what belongs to it.
 
-    ``engine`` for a checkpoint: ``auto`` takes vLLM where there is a GPU and vLLM for it. On a CPU it takes our own
-    sampler, so that a result does not depend on which tool environments happen to be built; ``vllm`` takes vLLM's
-    CPU build there. ``tokenizer`` for an endpoint: prompts are rendered here and go out as raw completions; without
-    it they go out as chats. ``limits``: fields of `Endpoint`.
+    ``engine`` for a checkpoint: ``auto`` takes vLLM wherever it is there for the device (in this interpreter or in an
+    environment of its own), else our own sampler on transformers. ``planned``: an evaluation of the workflow, where
+    ``auto`` on a CPU always takes our sampler, so that no result of a pipeline depends on which tool environments
+    happen to be built. ``tokenizer`` for an endpoint: prompts are rendered here and go out as raw completions;
+    without it they go out as chats. ``limits``: fields of `Endpoint`.
     """
 
     checkpoint: str | None = None
@@ -35,6 +36,7 @@ class Source:
     limits: dict[str, Any] = field(default_factory=dict)
     answers: Path | None = None
     allow_missing: bool = False
+    planned: bool = False
 
     def check(self, benchmark: str, kinds: tuple[str, ...]) -> None:
         """Exactly one source, of ``kinds``, and nothing that belongs to another; `ConfigurationError` else."""
@@ -58,7 +60,7 @@ class Source:
         from restool.models import loading
 
         device = loading.resolve_device(settings.backend.device).type
-        if self.engine == "auto" and (device == "cpu" or vllm.find(device) is None):
+        if self.engine == "auto" and ((self.planned and device == "cpu") or vllm.find(device) is None):
             return LocalModel.of(path, settings)
         found = vllm.required(device)
         return vllm.VllmModel(path, found, settings.model.dtype, settings.model.thinking, log, report)

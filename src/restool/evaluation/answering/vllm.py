@@ -35,6 +35,7 @@ _LAUNCHER = Path(__file__).with_name("vllm_launcher.py")
 _ENVIRONMENT = {"cpu": "verl-cpu", "cuda": "verl-gpu"}
 _START_SECONDS = 1800.0
 _STOP_SECONDS = 20.0
+_INSTEAD = "--engine transformers answers without it"
 _CONCURRENCY = 256
 """vLLM's own number of answers under way at once; more would wait in its queue instead of ours."""
 
@@ -170,9 +171,10 @@ class Server:
             while not self._is_healthy():
                 now = time.monotonic()
                 if self._process.poll() is not None:
-                    raise ModelError(f"vLLM does not start: {_last_words(self.log)} (log: {self.log})")
+                    raise ModelError(f"vLLM does not start: {_last_words(self.log)} (log: {self.log}); {_INSTEAD}")
                 if now - start > _START_SECONDS:
-                    raise ModelError(f"vLLM has not started within {_START_SECONDS:.0f} s (log: {self.log})")
+                    took = f"{_START_SECONDS:.0f} s"
+                    raise ModelError(f"vLLM has not started within {took} (log: {self.log}); {_INSTEAD}")
                 if now - reported > 60:
                     reported = now
                     report(f"vLLM has been starting for {now - start:.0f} s")
