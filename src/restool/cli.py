@@ -268,8 +268,9 @@ def _by_hand(
 ) -> tuple[RunSettings, str | None, Path]:
     """Settings, model and prepared data for somebody's checkpoint, endpoint or answers.
 
-    A run folder is evaluated as its experiment would: its own data, model and evaluation settings. Anything else
-    meets the published prompts and, unless ``eval=`` says otherwise, the whole benchmark.
+    A run folder is evaluated as its experiment would: its own data, model and evaluation settings, but for the values
+    that are overridden. Anything else meets the published prompts and, unless ``eval=`` says otherwise, the whole
+    benchmark.
     """
     from restool import preparation
     from restool.evaluation import benchmarks
@@ -277,19 +278,18 @@ def _by_hand(
 
     run = RunDirectory(Path(checkpoint)) if checkpoint and (Path(checkpoint) / "done.json").exists() else None
     named = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    chosen = {name.partition(".")[0] for name in named}
-    groups = {part: getattr(run.settings, part).name for part in _OF_A_RUN} if run else {"eval": "paper"}
-    settings = _compose([f"{part}={name}" for part, name in groups.items() if part not in named] + overrides)
+    base: dict[str, Any] = {}
     if run is not None:
-        kept = {part: getattr(run.settings, part) for part in _OF_A_RUN if part not in chosen}
-        settings, checkpoint = settings.model_copy(update=kept), str(run.path / "model")
-    elif checkpoint is not None and "model" not in chosen:
+        base, checkpoint = run.settings.model_dump(mode="json", include=_OF_A_RUN), str(run.path / "model")
+    elif checkpoint is not None:
         from restool.models import loading
 
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update=loading.traits(checkpoint))})
+        base = {"model": _compose([]).model.model_dump(mode="json") | loading.traits(checkpoint)}
+    whole = ["eval=paper"] if run is None and "eval" not in named else []
+    settings = _compose([*whole, *overrides], base)
     if benchmarks.get(benchmark).settings.reads == "questions":
         prepared = results / "prepared"  # nothing of it is read
-    elif run is None and benchmark in ("api-bank", "bfcl") and "data" not in chosen:
+    elif run is None and benchmark in ("api-bank", "bfcl") and "data" not in named:
         prepared = results / "prepared" / f"benchmark-{benchmark}"
         preparation.prepare_benchmark(benchmark, settings.data.mirror, prepared, report=report)
     else:
@@ -299,7 +299,7 @@ def _by_hand(
     return settings, checkpoint, prepared
 
 
-_OF_A_RUN = ("model", "data", "eval")
+_OF_A_RUN = {"model", "data", "eval"}
 
 
 def _with_questions(settings: RunSettings, benchmark: Benchmark, questions: Path | None) -> RunSettings:
@@ -606,10 +606,10 @@ def show(
 # ------------------------------------------------------------------------------------------------------ parts
 
 
-def _compose(overrides: list[str] | None) -> RunSettings:
+def _compose(overrides: list[str] | None, base: dict[str, Any] | None = None) -> RunSettings:
     from restool.experiments import compose_run
 
-    return compose_run(overrides or [])
+    return compose_run(overrides or [], base)
 
 
 def _plan(path: Path | None) -> Plan:

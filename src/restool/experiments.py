@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,8 @@ from restool.preparation import prepared_id
 from restool.settings import ExperimentSettings, MatrixSettings, RunSettings, configs_directory, validate
 
 PLAN_VERSION = 1
-Compose = Callable[[list[str]], dict[str, Any]]
+Compose = Callable[..., dict[str, Any]]
+"""(overrides, what they change: ``configs/config.yaml`` if nothing else is given) → values."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,18 @@ def read_plan(path: str | Path) -> Plan:
     return _from_json(content, Path(path).parent)
 
 
-def compose_run(overrides: Sequence[str] = ()) -> RunSettings:
-    """The settings of one run from ``configs/config.yaml`` and Hydra overrides."""
+def compose_run(overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> RunSettings:
+    """The settings of one run from ``configs/config.yaml`` and Hydra overrides.
+
+    ``base``: values that stand in the place of whole groups, such as the ``eval`` of a run. An override of single
+    values (``eval.bfcl_limit=5``) changes only those; one that chooses the group (``eval=paper``) replaces all.
+    """
+    choices = [override for override in overrides if _is_choice(override)]
     with _hydra() as compose:
-        return validate(compose(list(overrides)))
+        if not base:
+            return validate(compose(list(overrides)))
+        kept = {group: values for group, values in base.items() if group not in map(_key, choices)}
+        return validate(compose([o for o in overrides if o not in choices], {**compose(choices), **kept}))
 
 
 def _expand(experiment: str, overrides: list[str]) -> dict[str, Any]:
@@ -263,10 +272,11 @@ def _check_experiment(name: str) -> None:
 
 
 class _hydra:
-    """``with _hydra() as compose:`` → ``compose(overrides) -> dict``, with one-line errors."""
+    """``with _hydra() as compose:`` → ``compose(overrides, content) -> dict``, with one-line errors."""
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Compose:
         from hydra import compose, initialize_config_dir
+        from hydra.core.config_store import ConfigStore
         from hydra.core.global_hydra import GlobalHydra
         from hydra.errors import HydraException
         from omegaconf import OmegaConf
@@ -277,17 +287,41 @@ class _hydra:
         self._context = initialize_config_dir(str(configs_directory()), version_base=None)
         self._context.__enter__()
 
+        def values(name: str, overrides: list[str]) -> dict[str, Any]:
+            try:
+                found = compose(name, [_plain(override) for override in overrides])
+                return OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                raise ConfigurationError(_one_line(error, overrides)) from None
+
         @functools.cache  # a composition takes some 50 ms, and the runs of a matrix share many
         def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
-            try:
-                return OmegaConf.to_container(compose("config", list(overrides)), resolve=True, throw_on_missing=True)
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                raise ConfigurationError(_one_line(error, list(overrides))) from None
+            return values("config", list(overrides))
 
-        return lambda overrides: composed(tuple(overrides))
+        def changed(overrides: list[str], content: dict[str, Any]) -> dict[str, Any]:
+            ConfigStore.instance().store("given", content)
+            return values("given", overrides)
+
+        return lambda overrides, content=None: changed(overrides, content) if content else composed(tuple(overrides))
 
     def __exit__(self, *details: Any) -> None:
         self._context.__exit__(*details)
+
+
+def _key(override: str) -> str:
+    return override.split("=", 1)[0].lstrip("+~")
+
+
+def _is_choice(override: str) -> bool:
+    """Whether it chooses a file of a group (``eval=paper``) rather than a value."""
+    return (configs_directory() / _key(override)).is_dir()
+
+
+def _plain(override: str) -> str:
+    """The override with Hydra's word for "whether or not it is there" where the key is one of ours: a key that a file
+    of ``configs/`` leaves away needs no ``+``, and a ``+`` too much is no error."""
+    known = override.startswith("+") or _key(override) in _all_keys()
+    return f"++{override.lstrip('+')}" if known and "." in _key(override) and override[0] != "~" else override
 
 
 def _one_line(error: Exception, overrides: list[str]) -> str:
@@ -301,18 +335,19 @@ def _one_line(error: Exception, overrides: list[str]) -> str:
         if options:
             return f"unknown {group} '{option}'{nearest(option, options)}; there are: {', '.join(options)}"
     message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    keys = {override: override.split("=", 1)[0].lstrip("+~") for override in overrides}
+    keys = {override: _key(override) for override in overrides}
     named = [override for override, key in keys.items() if f"'{key}'" in message]
     named += [override for override in overrides if f"override {override}" in message.lower()]
     named += [override for override, key in keys.items() if key.split(".")[-1] in message]
     if not named:
         return message
     key = keys[named[0]]
-    return f"override '{named[0]}': unknown key or option{nearest(key, _all_keys(key))} ({message})"
+    return f"override '{named[0]}': unknown key or option{nearest(key, _all_keys())} ({message})"
 
 
-def _all_keys(key: str) -> list[str]:
-    """Dotted keys of the run settings, for suggestions."""
+@functools.cache
+def _all_keys() -> list[str]:
+    """Dotted keys of the run settings."""
     from pydantic import BaseModel
 
     def walk(kind: type[BaseModel], prefix: str) -> Iterable[str]:

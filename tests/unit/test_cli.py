@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from restool import cli
+from restool.core.errors import ConfigurationError
 
 
 @pytest.fixture
@@ -99,8 +100,7 @@ def test_a_defect_is_admitted_in_one_line(restool, monkeypatch):
 
 
 def test_somebodys_checkpoint_meets_the_whole_benchmark_in_its_own_precision(tmp_path, monkeypatch):
-    from restool import files, preparation, runs
-    from restool.experiments import compose_run
+    from restool import files, preparation
 
     asked = []
     monkeypatch.setattr(preparation, "prepare_benchmark", lambda *given, report: asked.append(given[:2]))
@@ -112,15 +112,46 @@ def test_somebodys_checkpoint_meets_the_whole_benchmark_in_its_own_precision(tmp
     assert cli._by_hand("bfcl", model, ["eval=tiny"], tmp_path)[0].eval.name == "tiny"
     assert cli._by_hand("bfcl", model, ["model.dtype=float32"], tmp_path)[0].model.dtype == "float32"
     assert cli._by_hand("bfcl", model, ["eval.bfcl_format=native"], tmp_path)[0].eval.bfcl_format == "native"
-    assert cli._by_hand("bfcl", None, ["+model.thinking=false"], tmp_path)[0].model.thinking is False
+    assert cli._by_hand("bfcl", None, ["model.thinking=false"], tmp_path)[0].model.thinking is False
     assert asked == [("bfcl", None)] * 5
+    settings, _, prepared = cli._by_hand("bfcl", model, ["model.thinking=true", "data.mirror=a"], tmp_path)
+    assert (settings.model.dtype, settings.model.thinking) == ("bfloat16", True)  # the rest is still the checkpoint's
+    assert (prepared.name, asked[5:]) == ("benchmark-bfcl", [("bfcl", "a")])
 
-    frozen = compose_run(["eval=rlla_tiny", "eval.bfcl_limit=5", "data.max_prompt_tokens=999"])
+
+def test_a_run_is_evaluated_with_its_own_settings_but_for_what_is_overridden(tmp_path, monkeypatch):
+    from restool import files, preparation, runs
+    from restool.experiments import compose_run
+
+    asked = []
+    monkeypatch.setattr(preparation, "prepare", lambda settings, out, report: asked.append(settings.data))
+    own = ["eval=rlla_tiny", "eval.bfcl_limit=5", "eval.bfcl.max_new_tokens=33", "data.max_prompt_tokens=999"]
+    own += ["+eval.benchmarks.qa.limit=4", "model.dtype=bfloat16", "model.tiny.layers=2"]
+    frozen = compose_run(own)
     directory = runs.open_run(tmp_path / "run", frozen, {"data": "d", "start": "s"})
     files.write_json(directory.path / "done.json", {})
     settings, model, _ = cli._by_hand("bfcl", str(directory.path), [], tmp_path)
     assert (settings.eval, settings.data, settings.model) == (frozen.eval, frozen.data, frozen.model)
     assert model == str(directory.path / "model")
-    settings, _, _ = cli._by_hand("bfcl", str(directory.path), ["eval.bfcl_limit=7"], tmp_path)
-    assert (settings.eval.name, settings.eval.bfcl_limit, settings.data) == ("rlla_tiny", 7, frozen.data)
-    assert asked[5:] == ["synthetic"] * 2
+
+    def changed(*overrides: str) -> set[tuple[str, object]]:
+        settings, _, _ = cli._by_hand("bfcl", str(directory.path), list(overrides), tmp_path)
+        before, after = (flat(each.model_dump(include=cli._OF_A_RUN)) for each in (frozen, settings))
+        return {(key, value) for key, value in after.items() if key not in before or before[key] != value}
+
+    def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+        pairs = ((prefix + key, value) for key, value in values.items())
+        nested = [flat(v, f"{key}.") if isinstance(v, dict) and v else {key: str(v)} for key, v in pairs]
+        return {key: value for part in nested for key, value in part.items()}
+
+    assert changed("eval.bfcl_limit=null") == {("eval.bfcl_limit", "None")}  # also where configs/ says the same
+    assert changed("+eval.benchmarks.qa.limit=9") == {("eval.benchmarks.qa.limit", "9")}
+    assert changed("eval.bfcl.temperature=1", "model.thinking=true") == {
+        ("eval.bfcl.temperature", "1.0"),
+        ("model.thinking", "True"),
+    }
+    assert changed("data.overlong=truncate_left") == {("data.overlong", "truncate_left")}
+    assert asked[-1].max_prompt_tokens == 999
+    assert ("eval.bfcl_limit", "None") in changed("eval=paper")
+    with pytest.raises(ConfigurationError, match=r"did you mean '(eval\.)?bfcl_limit'"):
+        changed("eval.bfcl_limt=7")
