@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from restool import files, seals
-from restool.core.errors import EvaluationError
 
 Entry = TypeVar("Entry")
 
@@ -119,23 +118,9 @@ def write(
     return summary
 
 
-def check_ids(source: Path, found: list[str], wanted: list[str], *, allow_missing: bool) -> None:
-    """`EvaluationError` naming duplicate, unknown or (unless allowed) missing ids of answers read from ``source``."""
-    counts = Counter(found)
-    faults = {
-        "duplicate": sorted(name for name, count in counts.items() if count > 1),
-        "unknown": sorted(counts.keys() - set(wanted)),
-        "missing": [] if allow_missing else sorted(set(wanted) - counts.keys()),
-    }
-    told = [f"{len(ids)} {kind} ({some(ids)})" for kind, ids in faults.items() if ids]
-    if told:
-        hint = "; --allow-missing counts missing ones as wrong" if faults["missing"] else ""
-        raise EvaluationError(f"{source}: answers do not fit the benchmark: {'; '.join(told)}{hint}")
-
-
-def some(names: list[str]) -> str:
-    """The first few of many names, for a message."""
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def some(names: Sequence[str]) -> str:
+    """The first ten of many names, for a message."""
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
 
 
 def not_run(out: Path, benchmark: str, reason: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 from restool import files
 from restool.core.errors import ConfigurationError, EvaluationError
 from restool.data.overlap import Content
-from restool.evaluation import answering, contamination, examples, failures, items
+from restool.evaluation import answering, contamination, examples, failures, given, items
 from restool.evaluation.answering import GeneratedAnswer
 from restool.evaluation.contamination import Training
 from restool.evaluation.examples import Shown
@@ -204,13 +204,6 @@ def read_answers(path: Path, wanted: list[str], *, allow_missing: bool) -> dict[
     """Answers that somebody else generated, JSON lines of id and text, checked against the ids that there are."""
     if not path.is_file():
         raise EvaluationError(f"{path} is no file; --answers takes JSON lines with the keys id and text")
-    rows = files.read_json_lines(path)
-    bad = next((n for n, row in enumerate(rows, 1) if not _is_answer(row)), None)
-    if bad is not None:
-        raise EvaluationError(f'{path}, line {bad}: expected {{"id": "{wanted[0]}", "text": "..."}}')
-    items.check_ids(path, [row["id"] for row in rows], wanted, allow_missing=allow_missing)
+    shape = f'{{"id": "{wanted[0]}", "text": "..."}}'
+    rows = given.read(path, wanted, shape, lambda row: isinstance(row.get("text"), str), allow_missing=allow_missing)
     return {row["id"]: GeneratedAnswer(row["text"], 0, True) for row in rows}
-
-
-def _is_answer(row: Any) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("id"), str) and isinstance(row.get("text"), str)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
 from restool import files
-from restool.core.errors import EvaluationError
 from restool.evaluation import items
 
 
@@ -43,12 +42,6 @@ def test_faults_stay_in_the_denominator():
     counted = items.category(rows)
     assert (counted["n"], counted["accuracy"]) == (4, 0.25)
     assert [counted[k] for k in ("parse_failures", "over_length", "force_quits", "errors")] == [1, 1, 1, 1]
-
-
-def test_faulty_ids_are_named(tmp_path):
-    with pytest.raises(EvaluationError, match=r"1 duplicate \(b\); 1 unknown \(x\); 2 missing \(c, d\)"):
-        items.check_ids(tmp_path, ["a", "b", "b", "x"], ["a", "b", "c", "d"], allow_missing=False)
-    items.check_ids(tmp_path, ["a", "b"], ["a", "b", "c", "d"], allow_missing=True)
 
 
 def test_not_run_says_why_and_has_no_numbers(tmp_path):

@@ -7,14 +7,13 @@ the text of the error that broke the episode off. Written beside our own files, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from restool import files
 from restool.core.errors import EvaluationError
-from restool.evaluation import items
+from restool.evaluation import given
 from restool.evaluation.answering import GeneratedAnswer
 from restool.evaluation.bfcl.aggregates import LIVE, MULTI_TURN
 from restool.evaluation.bfcl.episodes import Episode
@@ -42,8 +41,8 @@ def read(
 ) -> tuple[dict[str, dict[str, Answer]], dict[str, str]]:
     """(answers, faults) by category: a category is in one of the two.
 
-    A fault says what is wrong with a category's file: not there, unreadable, cut off, rows that are malformed,
-    duplicate, unknown or missing. ``allow_missing``: rows that are missing or cut off are no fault.
+    A fault says all that is wrong with a category's file: not there, rows that are cut off, malformed, duplicate,
+    unknown or missing. ``allow_missing``: rows that are missing or cut off are no fault.
     """
     if not folder.is_dir():
         raise EvaluationError(f"{folder} is no folder; --answers takes BFCL's official result layout")
@@ -51,12 +50,8 @@ def read(
     faults: dict[str, str] = {}
     for category, wanted in ids.items():
         try:
-            path = _only(folder, category)
-            rows = _rows(path, category)
-            if not allow_missing:
-                _check_last_line(path)
-            items.check_ids(path, [row["id"] for row in rows], list(wanted), allow_missing=allow_missing)
-        except (EvaluationError, files.FileError) as error:
+            rows = _rows(_only(folder, category), category, wanted, allow_missing)
+        except EvaluationError as error:
             faults[category] = str(error)
         else:
             found[category] = {row["id"]: _answer(category, row["result"]) for row in rows}
@@ -83,13 +78,9 @@ def _only(folder: Path, category: str) -> Path:
     return found[0]
 
 
-def _rows(path: Path, category: str) -> list[dict[str, Any]]:
-    rows = files.read_json_lines(path)
-    for number, row in enumerate(rows, 1):
-        if not (isinstance(row, dict) and isinstance(row.get("id"), str) and _fits(category, row.get("result"))):
-            shape = "[[text, ...], ...]" if category in MULTI_TURN else "text"
-            raise EvaluationError(f'{path}, line {number}: expected {{"id": "...", "result": {shape}}}')
-    return rows
+def _rows(path: Path, category: str, wanted: Sequence[str], allow_missing: bool) -> list[dict[str, Any]]:
+    shape = f'{{"id": "...", "result": {"[[text, ...], ...]" if category in MULTI_TURN else "text"}}}'
+    return given.read(path, wanted, shape, lambda row: _fits(category, row.get("result")), allow_missing=allow_missing)
 
 
 def _fits(category: str, result: Any) -> bool:
@@ -100,13 +91,3 @@ def _fits(category: str, result: Any) -> bool:
         and isinstance(result, list)
         and all(isinstance(turn, list) and all(isinstance(text, str) for text in turn) for turn in result)
     )
-
-
-def _check_last_line(path: Path) -> None:
-    """Reading skips a last line that is no JSON, because whoever wrote it was stopped."""
-    content = path.read_bytes().split(b"\n")
-    try:
-        json.loads(content[-1] or b"0")
-    except ValueError:
-        last = f"{path}, line {len(content)}: cut off; its answer is missing"
-        raise EvaluationError(f"{last}; --allow-missing counts missing ones as wrong") from None
