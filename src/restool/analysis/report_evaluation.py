@@ -81,12 +81,9 @@ RIGHT = ""
 
 
 def _kind(item: dict[str, Any]) -> str:
-    """The kind of failure of an item, `RIGHT` for none; BFCL's items have its checker's error type."""
+    """The kind of failure of an item, `RIGHT` for none."""
     known = item.get("failure_kind") if "failure_kind" in item else None if item.get("correct", True) else "wrong"
-    if known is None:
-        return RIGHT
-    told = str(item.get("error_type") or known)
-    return (told.rpartition(":")[2] if "checker" in told else told).replace("_", " ").replace(":", ": ")
+    return RIGHT if known is None else str(known)
 
 
 def _failure_row(method: str, category: str, counts: Counter[str], shown: list[str], more: bool) -> list[Any]:
@@ -143,7 +140,7 @@ def _example(row: dict[str, Any]) -> dict[str, Any]:
         "id": row["id"],
         "category": row["category"],
         "kind": f"{row['kind']} ({row['of']} of them)",
-        "why": visible(str(row["why"] or "")),
+        "why": visible(str(row["why"] or "")).replace(" {'Model Result Index", "\n{'Model Result Index"),
         "prompt": "..." + visible(row["prompt_tail"]),
         "answer": visible(row["answer"]) + (f"\n... and {cut:,} characters more" if cut else ""),
         "expected": None

@@ -69,14 +69,16 @@ def test_wrong_answers_are_shown_with_the_checkers_message_and_what_was_expected
     )
     _evaluate(settings, prepared, tmp_path)
     examples = {row["id"]: row for row in files.read_json_lines(tmp_path / "out" / "examples.jsonl")}
-    assert examples[first]["why"] == "Wrong number of functions."
+    wanted = right[first].count('{"name"')
+    assert examples[first]["why"] == f"Wrong number of functions. 0 can be read, {wanted} expected."
+    assert (examples[first]["kind"], examples[second]["kind"]) == ("unreadable", "cannot find match")
     assert "Could not find a matching function among index" in examples[second]["why"]
     assert "sub_error" in examples[second]["why"]
     calls = [json.loads(line) for line in examples[first]["expected"].splitlines()]
-    assert len(calls) == right[first].count('{"name"') > 1
+    assert len(calls) == wanted > 1
     relevance = next(row for row in examples.values() if row["category"] == "live_relevance")
     assert relevance["why"].startswith("Invalid syntax. Failed to decode AST")
-    assert relevance["expected"] == "any call"
+    assert (relevance["kind"], relevance["expected"]) == ("unreadable", "any call")
 
 
 def test_memory_of_the_worker_is_small(bfcl_data):

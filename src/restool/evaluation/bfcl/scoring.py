@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from restool.evaluation import contamination, items
+from restool.evaluation import contamination, failures, items
 from restool.evaluation.answering import GeneratedAnswer
 from restool.evaluation.bfcl import aggregates
 from restool.evaluation.bfcl.checker import Checker
@@ -40,7 +40,31 @@ def explained(row: dict[str, Any]) -> dict[str, Any]:
     if row["correct"]:
         return row | {"failure_kind": None, "why": None}
     where = f"turn {row['turn'] + 1}: " if row.get("turn") is not None else ""
-    return row | {"failure_kind": row["error_type"], "why": f"{where}{row['error'] or row['error_type']}"}
+    return row | {"failure_kind": _kind(row), "why": where + _why(row)}
+
+
+_KINDS = {
+    "irrelevance_error:decoder_success": failures.UNASKED,
+    "relevance_error:decoder_failed": failures.NO_CALL,
+    "over_length": failures.TOO_LONG[0],
+    "missing": failures.MISSING[0],
+}
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """The checker's error type in words. It says "wrong count" of single-turn answers that are no calls at all."""
+    told = str(row["error_type"])
+    if told.endswith(("wrong_count", "decoder_failed")) and not row["calls"]:
+        return failures.UNREADABLE if row["parse_failure"] else failures.NO_CALL
+    plain = told.rpartition(":")[2] if "checker" in told else told
+    return _KINDS.get(told) or plain.replace("_", " ").replace(":", ": ")
+
+
+def _why(row: dict[str, Any]) -> str:
+    told = str(row["error"] or row["error_type"])
+    if row["error_type"].endswith("wrong_count") and isinstance(row["calls"], list):  # a long one is kept as text
+        told += f" {len(row['calls'])} can be read, {len(row['expected'])} expected."
+    return dict([failures.TOO_LONG, failures.MISSING]).get(_kind(row), told)
 
 
 def shown(turns: Sequence[Sequence[dict[str, Any]]], row: dict[str, Any], given: Any) -> Shown:
