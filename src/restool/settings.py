@@ -217,6 +217,9 @@ class VerlSettings(Settings):
     offload: bool = Field(description="weights and optimiser state wait in main memory while they are not needed")
     remove_padding: bool = Field(description="train on packed sequences; needs flash-attention")
     workers: int = Field(gt=0, description="processes that send prompts, and as many that compute rewards")
+    stall_minutes: float = Field(
+        30, gt=0, description="without a new step and without anything new in verl's log for so long, a run is ended"
+    )
     overrides: list[str] = Field([], description="further Hydra overrides of verl's own configuration")
 
 
@@ -339,6 +342,8 @@ class RunSettings(Settings):
         kind = algorithms.get(self.method.algorithm).kind
         for key in ("eval", *unused[kind]):
             del values[key]
+        if verl := values["backend"]["verl"]:
+            del verl["stall_minutes"]
         if kind != "none":
             del values["training"]["rl" if kind == "sft" else "sft"]
         return values

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -15,7 +13,7 @@ from typing import Any
 import restool
 from restool import environments, files
 from restool.backends.progress import Progress
-from restool.backends.verl import cluster, configuration, cpu_only
+from restool.backends.verl import cluster, configuration, cpu_only, supervision
 from restool.core.errors import ModelError, RunError
 from restool.runs import RunDirectory
 from restool.settings import RunSettings
@@ -23,7 +21,6 @@ from restool.settings import RunSettings
 Report = Callable[[str], None]
 PROGRAM = "restool.backends.verl.inside.main"
 _LOOK_EVERY_S = 2.0
-_SAYS_GOODBYE_S = 30.0
 
 
 def train(run: RunDirectory, settings: RunSettings, prepared: Path, start: str | Path, report: Report) -> None:
@@ -69,7 +66,9 @@ def variables(device: str) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(Path(restool.__file__).resolve().parents[1]),
     }
-    return environments.variables() | quiet | (cpu_only.ENVIRONMENT if device == "cpu" else {})
+    inherited = environments.variables()
+    inherited.pop("RAY_ADDRESS", None)  # a Ray of somebody else's, who would be sent our work
+    return inherited | quiet | (cpu_only.ENVIRONMENT if device == "cpu" else {})
 
 
 def model_folder(start: str | Path, revision: str | None) -> Path:
@@ -87,33 +86,28 @@ def model_folder(start: str | Path, revision: str | None) -> Path:
 def _run(
     command: list[str], run: RunDirectory, settings: RunSettings, begin: int, report: Report, address: str | None
 ) -> None:
-    """Start the program, tell what it logs, end it if this process is told to end."""
+    """Start the program, tell what it logs, end it if it does not get on or this process is told to end."""
     log = run.path / "verl.log"
     temporary = tempfile.mkdtemp(prefix="restool-ray-")  # short: Ray puts sockets below it
     environment = variables(settings.backend.device) | {"RAY_TMPDIR": temporary}
     if address:
         environment["RAY_ADDRESS"] = address
     report(f"{run.id}: starting verl (its output: {log})")
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            preexec_fn=_end_with_parent,
-        )
-        try:
-            _watch(process, run, settings, begin, report)
-        finally:
-            _end(process)
+    stall = supervision.Stall(log, configuration.verl(settings).stall_minutes)
+    with supervision.started(command, environment, log) as process:
+        _watch(process, run, settings, begin, report, stall)
     if process.returncode:
         raise RunError(f"verl ended with status {process.returncode}: {_cause(log)} (all of it: {log})")
     shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _watch(
-    process: subprocess.Popen[bytes], run: RunDirectory, settings: RunSettings, begin: int, report: Report
+    process: subprocess.Popen[bytes],
+    run: RunDirectory,
+    settings: RunSettings,
+    begin: int,
+    report: Report,
+    stall: supervision.Stall,
 ) -> None:
     progress, told = Progress(report, begin, settings.training.rl.steps), begin
     while True:
@@ -123,22 +117,8 @@ def _watch(
             told = row["step"]
         if ended:
             return
+        stall.check(told)
         time.sleep(_LOOK_EVERY_S)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()  # Ray stops its processes on this
-        try:
-            process.wait(_SAYS_GOODBYE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _end_with_parent() -> None:
-    """In the child: die when the parent does, however it dies; two runs in one directory would spoil it."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _cause(log: Path) -> str:
