@@ -1,7 +1,7 @@
 """The same answers get the same rewards, regions, weights, advantages and losses from verl as from the local backend.
 
-verl's side runs in its own environment, on its own functions: our reward manager, what its trainer writes into its
-queue, and its loss, over two ranks with two mini-batches each.
+verl's side runs in its own environment, on its own functions: our reward manager, what our trainer in verl writes into
+its queue, and verl's losses of policy and critic, over two ranks with two mini-batches each.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from small_runs import settings
 from restool import algorithms, environments, files
 from restool.algorithms import ALGORITHMS
 from restool.backends import answers as records
+from restool.backends.local.critic import Critic
 from restool.backends.local.packing import Scored
 from restool.backends.local.rl import Learner, _Tally
 from restool.backends.local.rollouts import Rollouts
@@ -32,8 +33,9 @@ from restool.models.offsets import Decoder
 pytestmark = pytest.mark.slow
 
 RANKS, STEP, SAMPLES = 2, 3, 4
-CARRIED = [record.id for record in ALGORITHMS.values() if record.kind == "rl" and record.advantage != "gae"]
+CARRIED = [record.id for record in ALGORITHMS.values() if record.kind == "rl"]
 EXTRA = {
+    "ppo": ["training.rl.critic_learning_rate=1e-3"],
     "optimal": ["+method.weights.beta={format: 2.0, name: 9.0, arguments: 8.0, think: 4.0, response: 1.0, other: 3.0}"],
     "toolrl": ["reward=toolrl"],
     "rest_entropy": ["method.entropy_decay=0.5"],
@@ -74,6 +76,9 @@ def test_every_method_is_the_same_in_both(cases: list[dict[str, Any]], verl_resu
                 torch.as_tensor(theirs[name]).double(), torch.as_tensor(value).double(), rtol=1e-5, atol=1e-5
             ), (case["name"], name, theirs[name], value)
     assert any(float(_local(case)["gradient_BT"].abs().max()) > 1e-3 for case in cases)
+    [ppo] = [case for case in cases if case["critic"]]
+    assert _local(ppo).keys() >= {"return_BT", "value_loss", "value_gradient_BT"}
+    assert float(_local(ppo)["value_gradient_BT"].abs().max()) > 1e-3
 
 
 def test_what_verl_cannot_carry_is_refused_with_the_reason():
@@ -142,6 +147,9 @@ def _case(prepared: Path, name: str, *, by_micro_batch: bool) -> dict[str, Any]:
         "policy_BT": old_BT + 0.5 * torch.randn(shape, generator=generator),
         "reference_BT": old_BT + 0.2 * torch.randn(shape, generator=generator),
         "entropy_BT": torch.rand(shape, generator=generator),
+        "critic": algorithms.get(chosen.method.algorithm).advantage == "gae",
+        "value_BT": torch.randn(shape, generator=generator),
+        "predicted_BT": 2 * torch.randn(shape, generator=generator),
         "entropy_bonus": chosen.method.entropy_coefficient != 0,
         "per_batch": len(ids) // chosen.training.rl.minibatches,
         "micro_batches": 1 if not by_micro_batch else 2,
@@ -181,7 +189,7 @@ def _local(case: dict[str, Any]) -> dict[str, Any]:
         _rl=chosen.training.rl.model_copy(update={"normaliser_tokens": None}),
         _reference=object() if chosen.method.kl_coefficient else None,
         _reference_logprobs=lambda answers: reference_BT,
-        critic=None,
+        critic=_StandIn(case["value_BT"] * mask_BT, case["predicted_BT"]) if case["critic"] else None,
     )
     advantage_BT = Learner.advantages(learner, answers)
     weight_BT = Learner.weights(learner, answers)
@@ -196,7 +204,8 @@ def _local(case: dict[str, Any]) -> dict[str, Any]:
         losses.append((loss_BT * share_BT).sum() + (bonus_BT * plain_BT).sum())
     torch.stack(losses).sum().backward()
     per_batch = len(losses) // chosen.training.rl.minibatches
-    return {
+    of_critic = learner.critic.found(answers, [rows_B for rows_B, _ in _parts(case)]) if case["critic"] else {}
+    return of_critic | {
         "reward_B": batch.reward_B,
         "region_BT": batch.region_BT,
         "advantage_BT": advantage_BT,
@@ -204,6 +213,30 @@ def _local(case: dict[str, Any]) -> dict[str, Any]:
         "loss": [float(sum(losses[i : i + per_batch]).detach()) for i in range(0, len(losses), per_batch)],
         "gradient_BT": policy_BT.grad,
     }
+
+
+class _StandIn(Critic):
+    """The local backend's critic with values that were drawn in the place of a model's."""
+
+    def __init__(self, value_BT: torch.Tensor, predicted_BT: torch.Tensor):
+        self._given_BT, self.predicted_BT = value_BT, predicted_BT.clone().requires_grad_()
+        self._micro_tokens = 0
+        self._scorer = SimpleNamespace(micro_batches=lambda trees, tokens: [trees[:5], trees[5:]])
+        self._optimiser = SimpleNamespace(step=lambda factor: 0.0)
+
+    def values(self, trees: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        rows_B = torch.tensor([row for tree in trees for row in tree.rows])
+        return rows_B, self._given_BT[rows_B]
+
+    def found(self, answers: Rollouts, batches: list[torch.Tensor]) -> dict[str, Any]:
+        """Returns, and the loss of each mini-batch with all gradients."""
+        self._given_BT = self.predicted_BT
+        losses = [self.update(answers, rows_B, 1.0)["value_loss"] for rows_B in batches]
+        return {
+            "return_BT": self._return_BT,
+            "value_loss": losses,
+            "value_gradient_BT": self.predicted_BT.grad,
+        }
 
 
 def _parts(case: dict[str, Any]) -> list[tuple[torch.Tensor, float]]:
