@@ -231,13 +231,41 @@ def asks(needs):
             needs(wildcards)["runtime"] * site.runtime_factor * attempt
         ),
         "cpus_per_task": threads(needs),
-        "gpu": lambda wildcards: needs(wildcards)["gpus"],
-        "gpu_model": lambda wildcards: (site.gpu_model or "") if needs(wildcards)["gpus"] else "",
-        "nodes": lambda wildcards: costs.nodes(needs(wildcards)["gpus"], site.gpus_per_node),
+        "nodes": lambda wildcards: nodes_of(needs(wildcards)),
+        **devices(needs),
         "slurm_partition": lambda wildcards: (
             (site.gpu_partition if needs(wildcards)["gpus"] else site.partition) or ""
         ),
         "slurm_account": site.account or "",
+    }
+
+
+def nodes_of(needed):
+    """As its configuration says, else as few as hold its GPUs."""
+    return needed.get("nodes") or costs.nodes(needed["gpus"], site.gpus_per_node)
+
+
+def devices(needs):
+    """GPUs on one node by number; on several by the share of each, which Slurm would else deal out as it likes.
+
+    Tasks are one a node, so that Slurm gives all of the nodes; jobs with GPUs have that by default.
+    """
+
+    def given(wildcards, several):
+        needed = needs(wildcards)
+        return needed["gpus"] if (nodes_of(needed) > 1) == several else 0
+
+    def share(wildcards):
+        if not (gpus := given(wildcards, True)):
+            return ""
+        name = f"gpu:{site.gpu_model}" if site.gpu_model else "gpu"
+        return f"{name}:{-(-gpus // nodes_of(needs(wildcards)))}"
+
+    return {
+        "gpu": lambda wildcards: given(wildcards, False),
+        "gpu_model": lambda wildcards: (site.gpu_model or "") if given(wildcards, False) else "",
+        "gres": share,
+        "tasks": lambda wildcards: 0 if needs(wildcards)["gpus"] else nodes_of(needs(wildcards)),
     }
 
 

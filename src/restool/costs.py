@@ -26,12 +26,14 @@ ASSUMED_ITEMS_ELSEWHERE = 1000
 ASSUMED_BFCL_ITEMS = {"single": 280, "multi_turn": 200 * 10}
 ASSUMED_TINY_SECONDS = {"sft": 180, "rl": 60, "none": 5, "evaluate": 30, "variance": 60}
 GPU_GB = 80.0  # of the devices that plans assume
+THREADS_PER_GPU = 8  # of a job through verl
 VERL_CPU_MEGABYTES = 12_000  # a tiny model through verl and vLLM on a CPU: about ten processes
 TIME_MARGIN = 2  # what a scheduler is asked for, over what is assumed
 
 
 def resources(config: dict[str, Any], kind: str) -> dict[str, int]:
-    """What a scheduler must give a training job: ``mem_mb``, ``runtime`` (minutes), ``gpus``, ``threads``."""
+    """What a scheduler must give a training job: ``mem_mb``, ``runtime`` (minutes), ``gpus``, ``threads``, and
+    ``nodes`` where the configuration says how many."""
     parameters = float(config["model"]["parameters"])
     threads = BackendSettings.model_validate(config["backend"]).threads_of(kind)
     if kind == "rl" and (layout := verl_layout(config)):
@@ -53,15 +55,17 @@ def verl_layout(config: dict[str, Any]) -> dict[str, Any] | None:
 
 def _resources_of_verl(config: dict[str, Any], layout: dict[str, Any], parameters: float) -> dict[str, int]:
     """Memory and threads are those of each node, GPUs those of all nodes together."""
+    nodes = layout["nodes"]
     if config["backend"]["device"] == "cpu":
-        return {"mem_mb": VERL_CPU_MEGABYTES, "runtime": 60, "gpus": 0, "threads": 2}
+        return {"mem_mb": VERL_CPU_MEGABYTES, "runtime": 60, "gpus": 0, "threads": 2, "nodes": nodes}
     # A copy of the model as it is loaded, the offloaded state if there is any, and room for Ray and its workers.
-    state = BYTES_PER_PARAMETER_CHECKPOINT / layout["nodes"] if layout["offload"] else 0
+    state = BYTES_PER_PARAMETER_CHECKPOINT / nodes if layout["offload"] else 0
     return {
         "mem_mb": int(60_000 + parameters * (2 + state) / 1e6),
         "runtime": math.ceil(60 * assumed_hours(config, "rl") * TIME_MARGIN) + 30,
-        "gpus": layout["nodes"] * layout["gpus_per_node"],
-        "threads": 8 * layout["gpus_per_node"],
+        "gpus": nodes * layout["gpus_per_node"],
+        "threads": THREADS_PER_GPU * layout["gpus_per_node"],
+        "nodes": nodes,
     }
 
 

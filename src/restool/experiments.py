@@ -23,7 +23,7 @@ from restool.evaluation import benchmarks
 from restool.preparation import prepared_id
 from restool.settings import ExperimentSettings, MatrixSettings, RunSettings, configs_directory, validate
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 Compose = Callable[..., dict[str, Any]]
 """(overrides, what they change: ``configs/config.yaml`` if nothing else is given) → values."""
 

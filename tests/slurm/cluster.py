@@ -27,6 +27,10 @@ PROGRAMS = ["slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "munged"]
 NODES = ["n1", "n2"]
 GPUS, CPUS, MEMORY_MB = 2, 4, 6000
 PORT = 16817
+# The command that people give, what they write about this cluster, and how often Snakemake looks after its jobs here.
+COMMAND = ["snakemake", "--cores", "all", "--profile", "slurm"]
+SITE = "partition: cpus\ngpu_partition: gpus\ngpu_model: h200\n"
+SOON = ["--slurm-init-seconds-before-status-checks", "5"]
 
 
 def missing() -> str | None:
@@ -41,10 +45,10 @@ def missing() -> str | None:
     return None
 
 
-def up() -> None:
-    """Start the cluster afresh and wait until both nodes are idle."""
+def up(memory_mb: int = MEMORY_MB) -> None:
+    """Start the cluster afresh, with nodes that say they have so much memory, and wait until both are idle."""
     down()
-    _write_files()
+    _write_files(memory_mb)
     munge = [f"--{name}={STATE}/munge/{value}" for name, value in MUNGE.items()]
     _run(_program("munged"), "--force", *munge)
     start_controller()
@@ -167,7 +171,7 @@ SlurmdParameters=config_overrides
 """
 
 
-def _write_files() -> None:
+def _write_files(memory_mb: int) -> None:
     for folder in ("munge", "saved", *(f"spool/{node}" for node in NODES)):
         (STATE / folder).mkdir(parents=True, exist_ok=True)
     STATE.chmod(0o755)
@@ -180,7 +184,7 @@ def _write_files() -> None:
     devices = [MARK]
     for number, node in enumerate(NODES, 1):
         place = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={PORT + number}"
-        size = f"CPUs={CPUS} RealMemory={MEMORY_MB} Gres=gpu:h200:{GPUS}"
+        size = f"CPUs={CPUS} RealMemory={memory_mb} Gres=gpu:h200:{GPUS}"
         lines.append(f"NodeName={node} {place} {size} State=UNKNOWN")
         for device in range(GPUS):  # only a character device makes Slurm set CUDA_VISIBLE_DEVICES
             os.mknod(STATE / f"{node}-gpu{device}", 0o020666, os.makedev(1, 3))

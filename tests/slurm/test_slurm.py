@@ -11,32 +11,14 @@ import signal
 import time
 from pathlib import Path
 
-import cluster
 import pytest
+from cluster import COMMAND, SITE, SOON
 
 pytestmark = pytest.mark.slow
 
-COMMAND = ["snakemake", "--cores", "all", "--profile", "slurm"]
-SOON = ["--slurm-init-seconds-before-status-checks", "5"]
-SITE = "partition: cpus\ngpu_partition: gpus\ngpu_model: h200\n"
 OVERRIDES = ["experiment.matrix.methods=[grpo]", "experiment.matrix.seeds=[0]"]
 PATIENCE = 1200  # seconds, for a busy machine
 SFT, RL = "tiny-sft-none-s0", "tiny-grpo-fraction-s0"
-
-
-@pytest.fixture(scope="module")
-def slurm():
-    if problem := cluster.missing():
-        pytest.skip(problem)
-    cluster.up()
-    yield cluster
-    cluster.down()
-
-
-@pytest.fixture
-def site(slurm, clone):
-    clone.write("workflow/profiles/slurm/site.yaml", SITE)
-    return clone
 
 
 def test_jobs_get_what_they_ask_for_and_more_of_it_when_it_was_too_little(site):

@@ -95,6 +95,9 @@ def values(settings: RunSettings, run: Path, prepared: Path, start: Path) -> dic
         found |= _critic(settings, start)
     if settings.backend.device == "cpu":
         found |= cpu_only.SETTINGS
+        if verl(settings).nodes == 1:  # else Ray is there already: see `cluster`
+            here = {**cpu_only.RAY, "num_gpus": verl(settings).gpus_per_node}
+            found |= {f"ray_kwargs.ray_init.{name}": value for name, value in here.items()}
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import restool
 from restool import environments, files
 from restool.backends.progress import Progress
-from restool.backends.verl import cluster, configuration, cpu_only, supervision
+from restool.backends.verl import cluster, configuration, cpu_only, node, supervision
 from restool.core.errors import ModelError, RunError
 from restool.runs import RunDirectory
 from restool.settings import RunSettings
@@ -37,7 +36,11 @@ def train(run: RunDirectory, settings: RunSettings, prepared: Path, start: str |
     started = time.perf_counter()
     if not merged.exists():
         files.write_json(path, request)
-        with cluster.ray(chosen, python, report) as address:
+        environment = variables(settings.backend.device)
+        with (
+            supervision.leaving_on_sigterm(),
+            cluster.ray(settings, python, environment, run.path / "ray.log", report) as address,
+        ):
             _run([str(python), "-m", PROGRAM, "train", str(path)], run, settings, begin, report, address)
     _finish(run, settings, folder, merged, time.perf_counter() - started)
 
@@ -88,17 +91,17 @@ def _run(
 ) -> None:
     """Start the program, tell what it logs, end it if it does not get on or this process is told to end."""
     log = run.path / "verl.log"
-    temporary = tempfile.mkdtemp(prefix="restool-ray-")  # short: Ray puts sockets below it
-    environment = variables(settings.backend.device) | {"RAY_TMPDIR": temporary}
+    environment = variables(settings.backend.device)
     if address:
         environment["RAY_ADDRESS"] = address
     report(f"{run.id}: starting verl (its output: {log})")
     stall = supervision.Stall(log, configuration.verl(settings).stall_minutes)
-    with supervision.started(command, environment, log) as process:
-        _watch(process, run, settings, begin, report, stall)
+    with node.folder() as temporary:
+        environment["RAY_TMPDIR"] = str(temporary)
+        with supervision.started(command, environment, log) as process:
+            _watch(process, run, settings, begin, report, stall)
     if process.returncode:
         raise RunError(f"verl ended with status {process.returncode}: {_cause(log)} (all of it: {log})")
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _watch(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,24 +30,47 @@ _NUMBERS = re.compile(r"\b(?=\w*\d)[\da-fA-F.:x-]+\b|\d+")
 
 
 @contextmanager
-def started(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``command`` in a process group of its own, its output behind that in ``log``; end all of it afterwards."""
+def started(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path | None = None,
+    if_we_are_killed: signal.Signals = signal.SIGKILL,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``command`` in a process group of its own, its output behind that in ``log``; end all of it afterwards.
+
+    Without ``log`` its output is that of this process. ``if_we_are_killed``: what the command gets then.
+    """
     name = uuid.uuid4().hex
-    with log.open("ab") as output:
+    with log.open("ab") if log else contextlib.nullcontext() as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.STDOUT if log else None,
             env={**environment, MARK: name},
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=functools.partial(_end_with_parent, if_we_are_killed),
         )
     try:
         yield process
     finally:
         _end(process)
         _sweep(name)
+
+
+@contextmanager
+def leaving_on_sigterm() -> Iterator[None]:
+    """Whoever is told to end (scancel, a time limit) ends what it started first; once is enough to be told."""
+
+    def leave(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Stall:
@@ -103,6 +128,6 @@ def _sweep(name: str) -> None:
     psutil.wait_procs(left, timeout=10)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(kind: signal.Signals) -> None:
     """In the child: die when the parent does, however it dies; two runs in one directory would spoil it."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(1, kind)  # PR_SET_PDEATHSIG

@@ -38,12 +38,12 @@ SETTINGS: dict[str, Any] = {
     f"{_ROLLOUT}.engine_kwargs.vllm": {"worker_extension_cls": "restool.backends.verl.cpu_only.worker.WorkerExtension"},
     "trainer.ray_wait_register_center_timeout": 1800,
     "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
-    # Ray counts logical resources: one "GPU" is this machine, and its pools ask for more CPUs than a laptop has.
-    "ray_kwargs.ray_init.num_cpus": 32,
-    "ray_kwargs.ray_init.num_gpus": 1,
     "ray_kwargs.ray_init.include_dashboard": False,
-    "ray_kwargs.ray_init.object_store_memory": 500_000_000,
 }
+
+# What each node of Ray has. Ray counts logical resources: one "GPU" is the machine, and verl's pools ask for more CPUs
+# than a laptop has. Said to whoever starts Ray: it takes none of this from who joins it.
+RAY = {"num_cpus": 32, "object_store_memory": 500_000_000}
 
 ENVIRONMENT = {
     "VERL_USE_EXTERNAL_MODULES": "restool.backends.verl.cpu_only.platform",
@@ -60,6 +60,7 @@ ENVIRONMENT = {
     "RAY_health_check_initial_delay_ms": "60000",
     "RAY_health_check_timeout_ms": "120000",
     "VLLM_ENGINE_READY_TIMEOUT_S": "1800",
+    "RAY_START_HOOK": "restool.backends.verl.cpu_only.driver.at_start",  # called by the command `ray start`
 }
 
 

@@ -36,9 +36,8 @@ def be_patient() -> None:
                 time.sleep(1.0)
 
     def with_ports(self: RayParams, *arguments: Any, **options: Any) -> None:
-        for name, port in zip(_PORTS, _free_ports(len(_PORTS)), strict=True):
-            options[name] = options.get(name) or port
         describe(self, *arguments, **options)
+        _give_ports(self)
 
     def start_raylet(*arguments: Any, **options: Any) -> Any:
         node, session = arguments[2], Path(arguments[11])
@@ -48,6 +47,17 @@ def be_patient() -> None:
 
     services.get_node, services.start_raylet = get_node, start_raylet
     RayParams.__init__ = with_ports  # type: ignore[method-assign]
+
+
+def at_start(node: RayParams, _head: bool) -> None:
+    """Ray's hook in its command ``ray start`` (RAY_START_HOOK)."""
+    be_patient()
+    _give_ports(node)
+
+
+def _give_ports(node: RayParams) -> None:
+    for name, port in zip(_PORTS, _free_ports(len(_PORTS)), strict=True):
+        setattr(node, name, getattr(node, name) or port)
 
 
 def _free_ports(count: int) -> list[int]:

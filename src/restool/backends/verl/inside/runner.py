@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -9,6 +10,8 @@ import transfer_queue
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ, get_trainer_cls
 from verl.utils.logging_utils import configure_verl_logging
+
+from restool import files
 
 
 @ray.remote
@@ -23,6 +26,7 @@ class TaskRunner:
         try:
             chosen = get_trainer_cls(config.trainer.v1.trainer_mode)(config=config)
             chosen.init()
+            files.write_json(Path(config.restool.run) / "ray.json", _layout(chosen.actor_rollout_wg.workers))
             loop = AgentLoopManagerTQ.create(
                 config=config,
                 llm_client=chosen.get_llm_client(),
@@ -32,3 +36,14 @@ class TaskRunner:
             chosen.fit(loop)
         finally:
             transfer_queue.close()
+
+
+def _layout(workers: list[Any]) -> dict[str, Any]:
+    """Ray's own record of its nodes, and of where each of verl's workers is."""
+    actors = ray._private.state.actors()
+    places = [actors[worker._actor_id.hex()]["Address"]["NodeID"] for worker in workers]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return {
+        "nodes": [{"id": n["NodeID"], "address": n["NodeManagerAddress"], "resources": n["Resources"]} for n in nodes],
+        "workers": [{"rank": rank, "node": place} for rank, place in enumerate(places)],
+    }
