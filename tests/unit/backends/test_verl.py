@@ -11,7 +11,7 @@ from small_runs import settings
 
 from restool import algorithms, backends
 from restool.algorithms import ALGORITHMS
-from restool.backends.verl import cluster, configuration, folding, launch
+from restool.backends.verl import configuration, folding, launch
 from restool.core.aggregates import AGGREGATES
 from restool.core.errors import ConfigurationError
 from restool.experiments import compose_run, load_plan
@@ -139,13 +139,3 @@ def test_logs_behind_the_last_checkpoint_are_cut_back(prepared, tmp_path):
     (run.checkpoints / "global_step_2" / "actor").rmdir()  # named, but not there
     assert launch._cut_back(run) == 0
     assert run.metrics() == []
-
-
-def test_ray_spans_the_nodes_of_the_allocation():
-    chosen = compose_run(["backend=verl_2nodes", "model=qwen3_1.7b"]).backend.verl
-    head, workers = cluster.commands("/env/bin/ray", "10.0.0.1:6379", chosen)
-    assert head[:3] == ["/env/bin/ray", "start", "--head"]
-    assert "--nodes=1" in workers
-    assert "--address=10.0.0.1:6379" in workers
-    with pytest.raises(Exception, match="--profile slurm"), cluster.ray(chosen, Path("/env/bin/python"), print):
-        pass
