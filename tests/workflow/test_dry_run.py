@@ -160,6 +160,15 @@ def test_lint_finds_nothing_but_the_known_exception(clone):
     assert complaints <= {"* Specify a conda environment or container for each rule.:"}
 
 
+OVER_NODES = ",".join(
+    f"{{models: [qwen3_14b], methods: [{method}], schedules: [step], seeds: [0], overrides: {values}}}"
+    for method, values in [
+        ("grpo", ["data=rlla_4k", "training=paper", "eval=paper", "backend=verl_2nodes"]),
+        ("dr_grpo", ["data=rlla_4k", "training=paper", "eval=paper", "backend=verl_cpu", "backend.verl.nodes=2"]),
+    ]
+)
+
+
 def test_slurm_jobs_ask_for_what_the_site_file_and_the_run_say(clone):
     """The real plugin against an `sbatch` that notes its arguments and refuses."""
     clone.write(
@@ -175,20 +184,21 @@ def test_slurm_jobs_ask_for_what_the_site_file_and_the_run_say(clone):
     ]:
         clone.write(f"bin/{program}", f"#!/bin/sh\n{script}\n")
         (clone.path / "bin" / program).chmod(0o755)
-    two = ["matrix.models=[qwen3_14b]", "matrix.methods=[base,rest_fixed]", "extra=[]"]
-    request = ["experiment=paper", f"overrides={json.dumps([f'experiment.{value}' for value in two])}"]
+    several = ["matrix.models=[qwen3_14b]", "matrix.methods=[base,rest_fixed]", f"extra=[{OVER_NODES}]"]
+    request = ["experiment=paper", f"overrides={json.dumps([f'experiment.{value}' for value in several])}"]
     outputs = pretend_everything_is_done(clone, *request, **own_environments(clone))
     done_file = next(path for path in outputs if "14b-rest_fixed" in path and path.endswith("s0/done.json"))
     plan = json.loads((clone.path / "results/paper/plan.json").read_text())
     run = next(run for run in plan["runs"] if f"/{run['id']}/" in done_file)
     wanted = [done_file, "results/paper/runs/qwen3_14b-base-none-s0/eval/api-bank/summary.json"]
+    wanted += [f"results/paper/runs/qwen3_14b-{method}-step-s0/done.json" for method in ("grpo", "dr_grpo")]
     for name in wanted:
         (clone.path / name).unlink()
     path = f"{clone.path / 'bin'}:{clone.variables['PATH']}"
     arguments = ["--config", *request, "--profile", "slurm", "--retries", "0"]
     clone.snakemake(*wanted, *arguments, PATH=path, **own_environments(clone))
     submitted = (clone.path / "sbatch.log").read_text().splitlines()
-    training = next(line for line in submitted if "rule_train" in line)
+    training = next(line for line in submitted if "rule_train" in line and "14b-rest_fixed-" in line)
     needed = resources(run["config"], run["kind"])
     assert f"--gpus=h100:{needed['gpus']}" in training
     assert f"--mem {2 * needed['mem_mb']} " in training
@@ -204,6 +214,14 @@ def test_slurm_jobs_ask_for_what_the_site_file_and_the_run_say(clone):
     assert f"--gpus=h100:{asked['gpus']}" in evaluation
     assert f"--mem {2 * asked['mem_mb']} " in evaluation
     assert f"--cpus-per-task={asked['threads']}" in evaluation
+    on_gpus, on_cpus = (next(line for line in submitted if f"14b-{name}-" in line) for name in ("grpo", "dr_grpo"))
+    assert "--nodes=2 " in on_gpus
+    assert "--gres=gpu:h100:8" in on_gpus, "of each node"
+    assert "--gpus" not in on_gpus
+    assert "--ntasks" not in on_gpus, "one a node is what Slurm takes"
+    assert "--nodes=2 --ntasks=2 " in on_cpus
+    assert "--gpus" not in on_cpus
+    assert "--gres" not in on_cpus
 
 
 def test_unknown_site_key_is_one_line(clone):

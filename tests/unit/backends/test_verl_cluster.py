@@ -57,7 +57,7 @@ with supervision.leaving_on_sigterm():
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
     """The folder of the fake programs, as a job on node n1 of three finds them."""
-    for name, text in {"ray": RAY, "srun": SRUN, "squeue": SQUEUE, "scontrol": SCONTROL}.items():
+    for name, text in {"ray-python": RAY, "srun": SRUN, "squeue": SQUEUE, "scontrol": SCONTROL}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -73,7 +73,7 @@ def chosen(*overrides: str):
 
 def started(programs: Path):
     variables = launch.variables("cpu")
-    return cluster.ray(chosen(), programs / "python", variables, programs / "ray.log", lambda line: None)
+    return cluster.ray(chosen(), programs / "ray-python", variables, programs / "ray.log", lambda line: None)
 
 
 def test_ray_spans_the_nodes_of_the_job_and_ends(programs):
@@ -92,12 +92,14 @@ def test_ray_spans_the_nodes_of_the_job_and_ends(programs):
     assert "SLURM_NNODES" not in asked
     assert "SLURM_GPUS" not in asked
     for name in ("n1", "n2"):  # every process of Ray has what the program has
-        seen = (programs / f"ray.{name}").read_text()
+        seen = (programs / f"ray-python.{name}").read_text()
         for variable in ("VERL_PLATFORM=cpu", "VERL_USE_EXTERNAL_MODULES=", "PYTHONPATH=", "RAY_START_HOOK="):
             assert variable in seen, (name, variable)
         assert "RAY_ADDRESS" not in seen
         assert "--num-cpus=32 --object-store-memory=500000000 --num-gpus=1" in seen
-    folders = {word for name in ("n1", "n2") for word in (programs / f"ray.{name}").read_text().split("--temp-dir=")[1:]}
+    folders = {
+        word for name in ("n1", "n2") for word in (programs / f"ray-python.{name}").read_text().split("--temp-dir=")[1:]
+    }
     assert len(folders) == 2, "a folder each, also on one machine"
     assert not any(Path(folder.split()[0]).exists() for folder in folders)
 
@@ -105,7 +107,7 @@ def test_ray_spans_the_nodes_of_the_job_and_ends(programs):
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_of_ray_outlives_the_program(programs, kind):
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, programs / "python", programs / "ray.log"],
+        [sys.executable, "-c", PROGRAM, programs / "ray-python", programs / "ray.log"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
@@ -127,11 +129,11 @@ def test_nothing_of_ray_outlives_the_program(programs, kind):
 
 def of_ray(programs: Path) -> list[psutil.Process]:
     """What the head left behind, the head itself, and the same of the other node."""
-    return [psutil.Process(int(word)) for word in (programs / "ray.processes").read_text().split()]
+    return [psutil.Process(int(word)) for word in (programs / "ray-python.processes").read_text().split()]
 
 
 def test_a_head_that_does_not_come_up_is_told_in_one_line(programs):
-    (programs / "ray.broken").touch()
+    (programs / "ray-python.broken").touch()
     with pytest.raises(RunError, match="Ray came up on 0 of 1 nodes: no port") as error, started(programs):
         pass
     assert "\n" not in str(error.value)
@@ -151,14 +153,16 @@ def test_a_job_with_too_few_nodes_and_no_job_are_refused(programs, monkeypatch):
 
 def test_gpus_and_cpus_of_each_node_are_those_that_the_job_asked_for():
     wanted = compose_run(["backend=verl_2nodes", "model=qwen3_1.7b"])
-    head = cluster.head_command("/env/bin/ray", "10.0.0.1:4000", 4001, wanted)
+    head = cluster.head_command(Path("/env/bin/python"), "10.0.0.1:4000", 4001, wanted)
     place = ["--node-ip-address=10.0.0.1", "--port=4000", "--ray-client-server-port=4001"]
-    assert head[:3] == ["/env/bin/ray", "start", "--head"]
+    assert head[:5] == ["/env/bin/python", "-m", "ray.scripts.scripts", "start", "--head"]
     assert set(place) <= set(head)
-    others = cluster.others_command("/env/bin/ray", "10.0.0.1:4000", ["b", "c"], wanted)
+    others = cluster.others_command(Path("/env/bin/python"), "10.0.0.1:4000", ["b", "c"], wanted)
     assert {"--nodes=2", "--ntasks=2", "--nodelist=b,c"} <= set(others)
     for command in (head, others):
-        assert {"--num-cpus=64", "--num-gpus=8", "--min-worker-port=0", "--max-worker-port=0", "--block"} <= set(command)
+        assert {"--num-cpus=64", "--num-gpus=8", "--min-worker-port=0", "--max-worker-port=0", "--block"} <= set(
+            command
+        )
 
 
 def test_who_joins_a_ray_does_not_say_what_it_has():
@@ -166,7 +170,12 @@ def test_who_joins_a_ray_does_not_say_what_it_has():
         values = configuration.values(chosen(f"backend.verl.nodes={nodes}"), Path("r"), Path("p"), Path("m"))
         return {key.rpartition(".")[2]: value for key, value in values.items() if key.startswith("ray_kwargs")}
 
-    assert ray_init(1) == {"num_cpus": 32, "num_gpus": 1, "object_store_memory": 500_000_000, "include_dashboard": False}
+    assert ray_init(1) == {
+        "num_cpus": 32,
+        "num_gpus": 1,
+        "object_store_memory": 500_000_000,
+        "include_dashboard": False,
+    }
     assert ray_init(2) == {"include_dashboard": False}
 
 

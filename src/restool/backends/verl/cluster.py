@@ -48,33 +48,37 @@ def ray(
     others = _other_nodes(nodes)
     port, unused = _free_ports(2)
     address = f"{_address_facing(others[0])}:{port}"
-    program = str(python.parent / "ray")
     begin = log.stat().st_size if log.exists() else 0
     with node.folder() as temporary:
-        head = [*head_command(program, address, unused, settings), f"--temp-dir={temporary}"]
+        head = [*head_command(python, address, unused, settings), f"--temp-dir={temporary}"]
         with supervision.started(head, environment, log) as first:
             _wait(log, begin, 1, [first])
-            rest = others_command(program, address, others, settings)
+            rest = others_command(python, address, others, settings)
             with supervision.started(rest, _of_srun(environment), log, signal.SIGTERM) as second:
                 _wait(log, begin, nodes, [first, second])
                 report(f"Ray runs on {nodes} nodes: its head {address} here, the others on {', '.join(others)}")
                 yield address
 
 
-def head_command(program: str, address: str, client_port: int, settings: RunSettings) -> list[str]:
+def head_command(python: Path, address: str, client_port: int, settings: RunSettings) -> list[str]:
     """Ray's head on this node. ``client_port``: of a server that nobody uses, but whose default port may be taken."""
     host, port = address.split(":")
     place = [f"--node-ip-address={host}", f"--port={port}", f"--ray-client-server-port={client_port}"]
-    return [program, "start", "--head", *place, "--include-dashboard=false", *_options(settings)]
+    return [*_start(python), "--head", *place, "--include-dashboard=false", *_options(settings)]
 
 
-def others_command(program: str, address: str, others: list[str], settings: RunSettings) -> list[str]:
+def others_command(python: Path, address: str, others: list[str], settings: RunSettings) -> list[str]:
     """A node of Ray on each of the ``others``, with all that the job has there: one step of the job."""
     count = len(others)
     step = ["srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"]
     step += [f"--nodelist={','.join(others)}", "--mem=0", "--cpu-bind=none", "--kill-on-bad-exit=1"]
-    start = [program, "start", f"--address={address}", *_options(settings)]
+    start = [*_start(python), f"--address={address}", *_options(settings)]
     return [*step, sys.executable, "-m", node.__name__, *start]
+
+
+def _start(python: Path) -> list[str]:
+    """The command ``ray start``, whose script says where the environment was built, which may have moved since."""
+    return [str(python), "-m", "ray.scripts.scripts", "start"]
 
 
 def _options(settings: RunSettings) -> list[str]:

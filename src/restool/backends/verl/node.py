@@ -1,6 +1,6 @@
 """One node of a Ray over several: started, looked after, and ended with all that it started.
 
-python -m restool.backends.verl.node RAY start ...        on every node but the first, through ``srun``
+python -m restool.backends.verl.node PYTHON -m ray... start ...    on every node but the first, through ``srun``
 """
 
 from __future__ import annotations
