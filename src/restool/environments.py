@@ -99,6 +99,12 @@ def packages(name: str) -> dict[str, str]:
     return {name.lower().replace("_", "-"): version for name, version in pairs}
 
 
+def pins(name: str) -> dict[str, str]:
+    """Package → version that the definition of environment ``name`` asks for."""
+    rows = (line.split("==") for line in _definition(name).read_text().splitlines() if "==" in line and line[0] != "#")
+    return {package.partition("[")[0].strip().lower(): version.strip() for package, version in rows}
+
+
 def _install(name: str, target: Path) -> None:
     _run([sys.executable, "-m", "venv", str(target)], name)
     pip = [str(_interpreter(target)), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"]

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ RUN = "results/verl_tiny/runs/tiny-grpo-fraction-s0"
 OVERRIDES = [
     "experiment.matrix.methods=[grpo]",
     "method.start=base",
+    "method.entropy_coefficient=0.1",  # an untrained model gets no reward, and its weights are to change
     "backend.verl.nodes=2",
     "training.rl.steps=2",
     "training.rl.checkpoint_every=1",
@@ -35,10 +37,17 @@ CALL += ["--config", "experiment=verl_tiny", f"overrides={json.dumps(OVERRIDES)}
 PATIENCE = 1500  # seconds, for a busy machine
 
 
-def test_a_run_over_two_nodes_finishes_and_leaves_nothing_running(site, slurm):
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for the jobs' temporary files, as short as the machine's own must be for Ray to work below it."""
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_run_over_two_nodes_finishes_and_leaves_nothing_running(site, slurm, temporary):
     began = time.monotonic()
     with memory_of_jobs() as peak:
-        done = site.call(*CALL, timeout=2400)
+        done = site.call(*CALL, timeout=2400, TMPDIR=str(temporary))
     assert done.status == 0, done.output[-3000:] + logs(site)
     run = site.path / RUN
     layout = json.loads((run / "ray.json").read_text())
@@ -49,7 +58,8 @@ def test_a_run_over_two_nodes_finishes_and_leaves_nothing_running(site, slurm):
     check_metrics(run)
     assert (run / "done.json").exists()
     assert not (run / "checkpoints").exists()
-    assert not of_jobs()
+    wait_for_the_end(slurm)
+    assert not list(temporary.glob("restool-ray-*"))
     gb = {name: f"{value / 2**20:.1f} GB" for name, value in peak.items()}
     print(f"verl over two nodes: {time.monotonic() - began:.0f} s, at most {gb} of all processes together")
 
@@ -61,7 +71,7 @@ def test_nothing_is_left_of_a_cancelled_job_and_the_next_call_resumes(site, slur
         slurm.wait_for(lambda: saved.exists() and saved.read_text() == "1", "checkpoint", PATIENCE)
         assert {node for node, _ in of_jobs()} == {"n1", "n2"}
         slurm.ask("scancel", *[line.split("|")[0] for line in slurm.jobs()])
-        slurm.wait_for(lambda: not of_jobs(), "end of all processes of the job", 60)
+        wait_for_the_end(slurm)
         assert process.wait(PATIENCE) != 0
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -72,13 +82,27 @@ def test_nothing_is_left_of_a_cancelled_job_and_the_next_call_resumes(site, slur
     assert done.status == 0, done.output[-3000:] + logs(site)
     assert "resuming after step 1" in logs(site)
     check_metrics(site.path / RUN)
-    assert not of_jobs()
+    wait_for_the_end(slurm)
+
+
+def wait_for_the_end(slurm) -> None:
+    """Slurm's own part of a job ends a moment after it has said that the job is over; Ray must not."""
+    slurm.wait_for(lambda: not of_jobs(), f"end of {commands()}", 60)
+
+
+def commands() -> list[str]:
+    found = []
+    for _, pid in of_jobs():
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:150])
+    return found
 
 
 def check_metrics(run: Path) -> None:
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in metrics] == [1, 2]
     for row in metrics:
+        assert row["grad/norm"] > 0
         assert row["sampler/logprob_gap_mean"] < 1e-5, "both samplers have the trainer's weights"
         assert row["sampler/logprob_gap_max"] < 5e-5
 

@@ -11,7 +11,7 @@ from small_runs import settings
 
 from restool import algorithms, backends
 from restool.algorithms import ALGORITHMS
-from restool.backends.verl import configuration, folding, launch
+from restool.backends.verl import configuration, folding
 from restool.core.aggregates import AGGREGATES
 from restool.core.errors import ConfigurationError
 from restool.experiments import compose_run, load_plan
@@ -125,17 +125,3 @@ def test_verl_tiny_plans_its_environment_and_its_one_cpu(tmp_path):
     assert {run.environment for run in plan.runs if run.kind == "rl"} == {"verl-cpu"}
     assert {run.environment for run in plan.runs if run.kind != "rl"} == {None}
     assert all(run.resources["gpus"] == 0 for run in plan.runs)
-
-
-def test_logs_behind_the_last_checkpoint_are_cut_back(prepared, tmp_path):
-    from small_runs import begin
-
-    run = begin(tmp_path / "run", prepared, settings(*VERL))
-    run.metrics_path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 5)))
-    (run.checkpoints / "global_step_2" / "actor").mkdir(parents=True)
-    (run.checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
-    assert launch._cut_back(run) == 2
-    assert [row["step"] for row in run.metrics()] == [1, 2]
-    (run.checkpoints / "global_step_2" / "actor").rmdir()  # named, but not there
-    assert launch._cut_back(run) == 0
-    assert run.metrics() == []

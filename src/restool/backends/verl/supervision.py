@@ -34,11 +34,14 @@ def started(
     command: Sequence[str],
     environment: Mapping[str, str],
     log: Path | None = None,
+    *,
     if_we_are_killed: signal.Signals = signal.SIGKILL,
+    says_goodbye_s: float | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``command`` in a process group of its own, its output behind that in ``log``; end all of it afterwards.
 
     Without ``log`` its output is that of this process. ``if_we_are_killed``: what the command gets then.
+    ``says_goodbye_s``: how long it may take to end by itself when it is told to (default: half a minute).
     """
     name = uuid.uuid4().hex
     with log.open("ab") if log else contextlib.nullcontext() as output:
@@ -54,7 +57,7 @@ def started(
     try:
         yield process
     finally:
-        _end(process)
+        _end(process, _SAYS_GOODBYE_S if says_goodbye_s is None else says_goodbye_s)
         _sweep(name)
 
 
@@ -106,11 +109,11 @@ class Stall:
         return is_new
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], patience_s: float) -> None:
     if process.poll() is None:
         process.terminate()  # Ray stops its processes on this
         try:
-            process.wait(_SAYS_GOODBYE_S)
+            process.wait(patience_s)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -7,8 +7,10 @@ the last checkpoint's weights together.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,33 @@ def _validate(config: Any) -> None:
         )
 
 
+def _require_versions(wanted: dict[str, str]) -> None:
+    """RuntimeError unless the environment holds what its definition says; a local part (+cpu) is no difference."""
+    found = {name: metadata.version(name).partition("+")[0] for name in wanted}
+    wrong = [
+        f"{name} {found[name]} (not {pin})" for name, pin in wanted.items() if found[name] != pin.partition("+")[0]
+    ]
+    if wrong:
+        raise RuntimeError(f"this environment holds {', '.join(wrong)}; remove {sys.prefix}, and build it again")
+
+
+def _require_gpus(settings: dict[str, Any]) -> None:
+    """RuntimeError if fewer GPUs are visible on this machine than each node of the run needs."""
+    if settings["backend"]["device"] == "cpu":
+        return
+    import torch
+
+    wanted, found = settings["backend"]["verl"]["gpus_per_node"], torch.cuda.device_count()
+    if found < wanted:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise RuntimeError(
+            f"backend.verl.gpus_per_node={wanted}, but this machine shows {found} (CUDA_VISIBLE_DEVICES: {visible})"
+        )
+
+
 def _train(request: dict[str, Any]) -> None:
+    _require_versions(request["versions"])
+    _require_gpus(request["settings"])
     config = _compose(request)
     _validate(config)
     from verl.trainer.main_ppo import run_ppo

@@ -27,6 +27,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from restool import files
 from restool.backends import answers as records
+from restool.backends.verl import checkpoints
 from restool.backends.verl.configuration import TRAINER
 from restool.backends.verl.inside.sampled import Sampled, metrics_of_update
 from restool.backends.verl.recipe import Recipe
@@ -36,7 +37,6 @@ from restool.models import chat
 from restool.runs import RunDirectory
 from restool.settings import validate
 
-_STATE = "restool.json"
 _FIELDS = [
     "uid", "prompts", "responses", "response_mask", "rm_scores", "old_log_probs", "rollout_log_probs", "entropy",
     "ref_log_prob", "advantages", "extra_fields",
@@ -144,11 +144,11 @@ class Trainer(PPOTrainerSync):
 
     def _save_checkpoint(self) -> None:
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-        files.write_json(folder / _STATE, self._recipe.state())
+        files.write_json(folder / checkpoints.STATE, self._recipe.state())
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
-        path = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}" / _STATE
+        path = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}" / checkpoints.STATE
         if self.global_steps:
             self._recipe.restore(files.read_json(path))
