@@ -1,6 +1,6 @@
 """One run of verl over two nodes of a real Slurm, given by the bare command: Ray over both, one worker on each.
 
-A CPU run of the tiny model, so that it needs no GPU; what asks for GPUs is tested in `test_gpus_of_several_nodes`.
+A CPU run of the tiny model, so that it needs no GPU; how GPUs reach Ray is tested with fake ones.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -62,6 +63,17 @@ def test_a_run_over_two_nodes_finishes_and_leaves_nothing_running(site, slurm, t
     assert not list(temporary.glob("restool-ray-*"))
     gb = {name: f"{value / 2**20:.1f} GB" for name, value in peak.items()}
     print(f"verl over two nodes: {time.monotonic() - began:.0f} s, at most {gb} of all processes together")
+
+
+def test_every_node_gives_all_its_gpus_to_ray(site):
+    """As many as a run on GPUs would ask for; a program takes the place of Ray."""
+    for name in ("spread.smk", "spread.py"):
+        shutil.copy(Path(__file__).with_name(name), site.path)
+    flags = ["--slurm-status-command", "squeue", "--retries", "0"]
+    done = site.call(*COMMAND, *SOON, *flags, "-s", "spread.smk", timeout=600)
+    assert done.status == 0, done.output[-4000:] + "".join(p.read_text() for p in site.path.glob("ray.log"))
+    for node in ("n1", "n2"):
+        assert (site.path / "out" / node).read_text().split()[0] == "0,1"
 
 
 def test_nothing_is_left_of_a_cancelled_job_and_the_next_call_resumes(site, slurm):
