@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from restool.core.errors import ConfigurationError, nearest
+from restool.core.scheme_arguments import check_arguments
 
 # What a method may need from backend and data, and how to provide it.
 NEEDS = {
@@ -291,7 +292,7 @@ def get(id: str) -> Algorithm:
 def check(algorithm: Algorithm | str, offers: Iterable[str], weights: Mapping[str, object] | None = None) -> None:
     """Raise ConfigurationError if the algorithm needs what is not offered, saying what and how to provide it.
 
-    ``weights``: the method's arguments of the token-weight scheme; None: not checked (checking them imports torch).
+    ``weights``: the method's arguments of the token-weight scheme; None: not checked.
     """
     record = get(algorithm) if isinstance(algorithm, str) else algorithm
     missing = sorted(record.needs - set(offers))
@@ -299,8 +300,6 @@ def check(algorithm: Algorithm | str, offers: Iterable[str], weights: Mapping[st
         ways = "; ".join(f"'{need}': {NEEDS[need]}" for need in missing)
         raise ConfigurationError(f"{record.id} needs what is not offered here - {ways}")
     if weights is not None:
-        from restool.core.weights import check_arguments
-
         check_arguments(record.weights, weights)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from restool import algorithms
 from restool.core.errors import ConfigurationError, RunError
+from restool.core.scheme_arguments import check_arguments
 from restool.runs import RunDirectory
 
 if TYPE_CHECKING:
@@ -151,14 +152,12 @@ def parse_weighting(text: str) -> Weighting:
     """``fixed`` or ``fixed:think=1,response=0.5``. Raises ConfigurationError for a wrong scheme or argument."""
     import yaml
 
-    from restool.core import weights
-
     scheme, _, given = text.partition(":")
     try:
         arguments = yaml.safe_load("{" + given.replace("=", ": ") + "}")
     except yaml.YAMLError:
         raise ConfigurationError(f"'{text}': write a weighting as scheme:argument=value,argument=value") from None
-    weights.check_arguments(scheme, arguments)
+    check_arguments(scheme, arguments)
     return Weighting(text, scheme, arguments)
 
 

@@ -11,9 +11,8 @@ come from the sampled ids, a literal tag in the thought is thought. Constants an
 
 from __future__ import annotations
 
-import inspect
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +22,10 @@ from restool.core import released as rules
 from restool.core.batch import AnswerBatch
 from restool.core.demonstration_weights import think_block, tool_block
 from restool.core.derived_weights import REGIONS, by_region, entropy, optimal
-from restool.core.errors import ConfigurationError, nearest
+from restool.core.errors import ConfigurationError
 from restool.core.normalisers import normalise_positive
 from restool.core.regions import Region, region_ids_batch
+from restool.core.scheme_arguments import check_arguments
 
 
 def released(text: str, offsets: Tensor | Sequence[Sequence[int]], mask: object, step: float) -> Tensor:
@@ -169,22 +169,3 @@ def weigh(scheme: str, batch: AnswerBatch, /, **arguments: Any) -> Tensor:
     """``SCHEMES[scheme](batch, **arguments)``; ConfigurationError for an unknown scheme or a wrong argument."""
     check_arguments(scheme, arguments)
     return SCHEMES[scheme](batch, **arguments)
-
-
-def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError if the scheme is unknown, lacks an argument or has one that it does not take."""
-    if name not in SCHEMES:
-        raise ConfigurationError(
-            f"unknown token-weight scheme '{name}'{nearest(name, SCHEMES)}; valid: {', '.join(sorted(SCHEMES))}"
-        )
-    parameters = list(inspect.signature(SCHEMES[name]).parameters.values())[1:]
-    known = [parameter.name for parameter in parameters]
-    for key in arguments:
-        if key not in known:
-            takes = ", ".join(known) or "none"
-            raise ConfigurationError(
-                f"method.weights: '{name}' takes no '{key}'{nearest(str(key), known)}; its arguments: {takes}"
-            )
-    required = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name not in arguments]
-    if required:
-        raise ConfigurationError(f"method.weights: the scheme '{name}' also needs {', '.join(required)}")

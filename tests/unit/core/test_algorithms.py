@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from restool.core.advantages import ADVANTAGES
 from restool.core.aggregates import AGGREGATES
 from restool.core.errors import ConfigurationError
 from restool.core.rewards import score
+from restool.core.scheme_arguments import ARGUMENTS, REQUIRED, check_arguments
 from restool.core.surrogates import SURROGATES
-from restool.core.weights import SCHEMES, check_arguments
+from restool.core.weights import SCHEMES
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 PAPER = ["base", "sft", "tsft", "rsft", "ppo", "grpo", "sft_grpo", "dr_grpo", "toolrl", "rest_released", "rest_fixed"]
@@ -47,6 +49,13 @@ def test_every_algorithm_has_a_method_whose_arguments_fit(id: str) -> None:
     check_arguments(algorithms.get(id).weights, method.get("weights", {}))
 
 
+def test_the_table_of_arguments_is_that_of_the_schemes() -> None:
+    parameters = {name: list(inspect.signature(scheme).parameters.values())[1:] for name, scheme in SCHEMES.items()}
+    assert {name: tuple(p.name for p in found) for name, found in parameters.items()} == ARGUMENTS
+    needed = {name: tuple(p.name for p in found if p.default is p.empty) for name, found in parameters.items()}
+    assert {name: found for name, found in needed.items() if found} == REQUIRED
+
+
 @pytest.mark.parametrize("path", sorted((CONFIGS / "reward").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_reward_file_is_valid(path: Path) -> None:
     reward = yaml.safe_load(path.read_text())
@@ -66,4 +75,13 @@ def test_what_is_not_offered_is_refused_with_the_way_to_provide_it() -> None:
 
 def test_listing_methods_does_not_load_torch() -> None:
     code = "import sys, restool.algorithms; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_checking_a_run_does_not_load_torch() -> None:
+    code = (
+        "import sys; from restool import backends; from restool.experiments import compose_run; "
+        "[backends.check(compose_run([f'method={m}'])) for m in ('rest_fixed', 'rest_entropy')]; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
