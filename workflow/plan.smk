@@ -140,6 +140,7 @@ def variance_needs():
     return [prepared_of(subject.id), *start_of(subject.id)] if subject else []
 
 
+@functools.cache
 def environment_of(name):
     """Stamp of a tool environment; another path whenever its definition changes."""
     return os.path.relpath(environments.stamp(name))
@@ -224,8 +225,11 @@ def always(mem_mb, runtime):
 
 
 def asks(needs):
-    """Resources of a rule. ``needs``: function of wildcards to what the job needs, one of the above."""
-    return {
+    """Resources of a rule. ``needs``: function of wildcards to what the job needs, one of the above.
+
+    Snakemake works out every one for every job, in dry runs too: names that the site file does not give are left away.
+    """
+    found = {
         "mem_mb": lambda wildcards, attempt: int(needs(wildcards)["mem_mb"] * site.memory_factor * attempt),
         "runtime": lambda wildcards, attempt: int(
             needs(wildcards)["runtime"] * site.runtime_factor * attempt
@@ -233,11 +237,14 @@ def asks(needs):
         "cpus_per_task": threads(needs),
         "nodes": lambda wildcards: nodes_of(needs(wildcards)),
         **devices(needs),
-        "slurm_partition": lambda wildcards: (
-            (site.gpu_partition if needs(wildcards)["gpus"] else site.partition) or ""
-        ),
-        "slurm_account": site.account or "",
     }
+    if site.partition or site.gpu_partition:
+        found["slurm_partition"] = lambda wildcards: (
+            (site.gpu_partition if needs(wildcards)["gpus"] else site.partition) or ""
+        )
+    if site.account:
+        found["slurm_account"] = site.account
+    return found
 
 
 def nodes_of(needed):
@@ -261,12 +268,14 @@ def devices(needs):
         name = f"gpu:{site.gpu_model}" if site.gpu_model else "gpu"
         return f"{name}:{-(-gpus // nodes_of(needs(wildcards)))}"
 
-    return {
+    found = {
         "gpu": lambda wildcards: given(wildcards, False),
-        "gpu_model": lambda wildcards: (site.gpu_model or "") if given(wildcards, False) else "",
         "gres": share,
         "tasks": lambda wildcards: 0 if needs(wildcards)["gpus"] else nodes_of(needs(wildcards)),
     }
+    if site.gpu_model:
+        found["gpu_model"] = lambda wildcards: site.gpu_model if given(wildcards, False) else ""
+    return found
 
 
 def threads(needs):

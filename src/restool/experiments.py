@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,15 +124,12 @@ def load_plan(
     results = Path(results)
     key = files.content_hash([PLAN_VERSION, _configs_hash(), experiment, list(overrides)], length=20)
     cache = results / ".cache" / "plans" / f"{key}.json"
-    if cache.exists():
-        content = files.read_json(cache)
-    else:
-        content = _expand(experiment, list(overrides))
-        files.write_json(cache, content)
+    if not cache.exists():
+        files.write_json(cache, _expand(experiment, list(overrides)))
+    content = files.read_json(cache)
     plan = _from_json(content, results / content["experiment"]["name"])
-    text = json.dumps(content, indent=2) + "\n"
-    if write and (not plan.path.exists() or plan.path.read_text() != text):
-        files.write_text(plan.path, text)
+    if write and not _is_copy(plan.path, cache):
+        files.write_text(plan.path, cache.read_text(encoding="utf-8"))
     return plan
 
 
@@ -251,6 +247,10 @@ def _from_json(content: dict[str, Any], directory: Path) -> Plan:
         for run in content["runs"]
     )
     return Plan(validate(content["experiment"], ExperimentSettings), directory, runs)
+
+
+def _is_copy(copy: Path, original: Path) -> bool:
+    return copy.exists() and copy.read_bytes() == original.read_bytes()
 
 
 def _configs_hash() -> str:
