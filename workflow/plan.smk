@@ -209,10 +209,13 @@ def definition_of(benchmark):
 
 
 def evaluating(wildcards):
-    benchmark = benchmark_of(wildcards.benchmark)
-    needed = costs.evaluation_resources(
-        plan.run(wildcards.run).config, benchmark.name, asks=benchmark.asks_a_model
-    )
+    return evaluation_needs(wildcards.run, wildcards.benchmark)
+
+
+@functools.cache  # every resource of every job asks
+def evaluation_needs(run, name):
+    benchmark = benchmark_of(name)
+    needed = costs.evaluation_resources(plan.run(run).config, benchmark.name, asks=benchmark.asks_a_model)
     return {**needed, "runtime": max(needed["runtime"], benchmark.settings.runtime_minutes)}
 
 
