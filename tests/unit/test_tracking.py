@@ -333,3 +333,18 @@ def test_tracking_imports_no_torch(tracked) -> None:
         f"tracking.track({str(tracked)!r}); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+
+
+def test_a_new_database_is_whole_or_absent(tmp_path, monkeypatch) -> None:
+    import mlflow
+
+    def interrupted(self, **options):
+        raise KeyboardInterrupt
+
+    store = tmp_path / "mlflow.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "search_experiments", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            access.client(f"sqlite:///{store}")
+    assert list(tmp_path.iterdir()) == []
+    assert access.client(f"sqlite:///{store}").search_experiments()

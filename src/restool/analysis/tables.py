@@ -271,10 +271,16 @@ def _benchmark(run: Run, benchmark: str) -> list[dict[str, Any]]:
         rows.append({"category": name, **counts, **share, **of_rest})
     for name, value in summary.get("aggregates", {}).items():
         low, high = (summary.get("intervals") or {}).get(name) or (None, None)
-        reason = "" if value is not None else "a category that it needs was not run"
+        reason = "" if value is not None else _why_no_total(summary)
         counts = _of_total(summary, name)
         rows.append({"category": f"= {name}", "accuracy": value, "low": low, "high": high, "not_run": reason, **counts})
     return rows
+
+
+def _why_no_total(summary: dict[str, Any]) -> str:
+    limit = summary.get("limit")
+    partly = f", or only in part ({limit} items a category)" if limit else ""
+    return f"a category that it needs was not run{partly}"
 
 
 def _of_total(summary: dict[str, Any], name: str) -> dict[str, Any]:

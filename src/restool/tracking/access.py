@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -48,7 +49,21 @@ def client(address: str) -> Any:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
+    file = database(address)
+    if file is not None and not file.exists():
+        _create(file)
     return MlflowClient(tracking_uri=address)
+
+
+def _create(file: Path) -> None:
+    """A new database, whole or absent: MLflow makes its tables one by one, and cannot go on from half of them."""
+    from mlflow import MlflowClient
+
+    # A folder of a new name: MLflow remembers for which addresses it has made the tables, also where that failed.
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
+        new = Path(folder) / file.name
+        MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+        os.replace(new, file)
 
 
 @contextmanager

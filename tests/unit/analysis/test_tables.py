@@ -147,6 +147,13 @@ def test_a_limited_run_of_a_benchmark_is_no_measurement(quick, edit) -> None:
     assert _claim(quick, "API-Bank overall, Qwen3-8B: ResT", 70.69)["status"] == claims.NOT_RUN
 
 
+def test_a_total_that_a_limit_leaves_open_says_so(quick, edit) -> None:
+    _as_the_papers_8b(quick, edit, {"rest_fixed": [None, None, None]}, limit=20)
+    frame = tables.benchmarks(load(quick))
+    reasons = set(frame[frame["category"] == "= compat/overall"]["not_run"])
+    assert reasons == {"a category that it needs was not run, or only in part (20 items a category)"}
+
+
 def _claim(quick, statement: str, paper: float | None) -> dict:
     return next(r for r in claims.table(load(quick)) if (r["claim"], r["paper"]) == (statement, paper))
 
@@ -168,7 +175,7 @@ def _as_the_papers_8b(quick, edit, scores: dict[str, list[float]], algorithm=Non
         values = scores.get(run.method, [])
         if run.seed < len(values) and run.kind == "rl":
             value = values[run.seed]
-            cell = {"n": 597, "correct": round(597 * value), "accuracy": value}
+            cell = {"n": 597, "correct": round(597 * (value or 0)), "accuracy": value}
             summary = {"categories": {"compat/level-1": cell}, "aggregates": {"compat/overall": value}, "limit": limit}
             files.write_json(
                 run.directory.evaluation("api-bank") / "summary.json", {"benchmark": "api-bank", **summary}
