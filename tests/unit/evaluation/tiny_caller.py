@@ -10,27 +10,39 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import bfcl_texts
 import torch
 import yaml
-from bfcl_texts import DONE
 
 from restool.evaluation.bfcl import prompts
 from restool.models import chat, loading, tiny
 from restool.settings import TinyArchitecture
 
 SEEN = 120
+REMINDER = "<user> Based on our conversation above"  # how every prompt of API-Bank ends
+LAST = f"messages[-1]['content'].split('{REMINDER}')[0].split('<user> ')[-1][:{SEEN}]"
 TEMPLATE = (
-    "{{- '<|im_start|>user\\n' + messages[-1]['content'].split('<user> ')[-1][:SEEN] + '<|im_end|>\\n' }}"
+    f"{{{{- '<|im_start|>user\\n' + {LAST} + '<|im_end|>\\n' }}}}"
     "{% if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"
-).replace("SEEN", str(SEEN))
+)
 TRAINED = 0.02
 """Nats a token at which greedy answers are those that it was shown."""
 
 
-def train(rows: Sequence[dict[str, Any]], oracle: Mapping[str, Any], out: Path, root: Path) -> Path:
+def train(
+    rows: Sequence[dict[str, Any]],
+    oracle: Mapping[str, Any],
+    out: Path,
+    root: Path,
+    samples: Sequence[dict[str, Any]] = (),
+) -> Path:
     """Save a model that gives the oracle's answers to the multi-turn entries ``rows``: one answer with all calls of a
-    turn, then one without."""
-    pairs = {prompts.AFTER_TOOL[:SEEN]: DONE}
+    turn, then one without. ``samples`` of API-Bank: the right call, to all of them that begin the same that of the
+    first."""
+    pairs = {prompts.AFTER_TOOL[:SEEN]: bfcl_texts.DONE}
+    for sample in samples:
+        said = sample["user"].split(REMINDER)[0].split("<user> ")[-1][:SEEN]
+        pairs.setdefault(said, bfcl_texts.answer([sample["gold"]]))
     for row in rows:
         for messages, texts in zip(row["question"], oracle[row["id"]], strict=True):
             said = f"{messages[-1]['content'].strip()}\n{prompts.HINT} </user>"[:SEEN]
