@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from restool.core.errors import ModelError
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 # Ends of a turn or a document in the model families that this project trains; the tokenizer's own
 # end-of-sequence token is always added. Instruct models of both families may emit either of their two.
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
+
+_CHUNK = 64
+"""Dialogues tokenised at a time: enough to be fast, few enough that what the tokenizer makes besides ids is small."""
 
 
 def prompt_ids(
@@ -73,6 +77,18 @@ def dialogue_ids(
     if not dialogues:
         return []
     return tokenizer(_rendered(tokenizer, dialogues, thinking), add_special_tokens=False)["input_ids"]
+
+
+def each_dialogue_ids(
+    tokenizer: PreTrainedTokenizerFast,
+    dialogues: Iterable[tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]],
+    *,
+    thinking: bool | None = None,
+) -> Iterator[list[int]]:
+    """`dialogue_ids` one after the other, for thousands of long dialogues: a few of them are in memory at a time."""
+    rest = iter(dialogues)
+    while chunk := list(islice(rest, _CHUNK)):
+        yield from dialogue_ids(tokenizer, chunk, thinking=thinking)
 
 
 def _rendered(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,9 @@ class LocalModel:
         _, tokenizer, _ = self._load()
         context = min(decoding.max_model_tokens, self._positions or decoding.max_model_tokens)
         decoding = decoding.model_copy(update={"max_model_tokens": context})
-        dialogues = [(q.prompt.messages, q.prompt.tools) for q in questions]
-        ids = chat.dialogue_ids(tokenizer, dialogues, thinking=self.thinking)
+        dialogues = ((q.prompt.messages, q.prompt.tools) for q in questions)
+        # Four bytes an id: the prompts of the whole of BFCL have millions, and lists would take ten times as much.
+        ids = [array("i", prompt) for prompt in chat.each_dialogue_ids(tokenizer, dialogues, thinking=self.thinking)]
         fitting = [i for i, prompt in enumerate(ids) if len(prompt) < decoding.max_model_tokens]
         too_long = sorted(set(range(len(ids))) - set(fitting))
         if wanted & set(too_long):
@@ -68,7 +70,7 @@ class LocalModel:
         for number, batch in enumerate(plan_batches([len(ids[i]) for i in fitting], decoding.batch_tokens)):
             indices = [fitting[i] for i in batch]
             if wanted & set(indices):
-                yield indices, self._generate([ids[i] for i in indices], decoding, _batch_seed(seed, number))
+                yield indices, self._generate([ids[i].tolist() for i in indices], decoding, _batch_seed(seed, number))
 
     def _generate(self, prompts: list[list[int]], decoding: DecodingSettings, seed: int) -> list[GeneratedAnswer]:
         sampler, _, decoder = self._load()

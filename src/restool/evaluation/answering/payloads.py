@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import tee
 from typing import Any, Protocol
 
 from restool import files
@@ -16,8 +16,6 @@ from restool.evaluation.answering.questions import GeneratedAnswer, Message, Pro
 from restool.settings import DecodingSettings
 
 Body = dict[str, Any]
-_CHUNK = 64
-"""Prompts tokenised at a time: enough to be fast, few enough to hold thousands of long ones."""
 
 
 @dataclass
@@ -101,13 +99,16 @@ class Completions:
     def requests(
         self, questions: Iterable[tuple[int, Question]], decoding: DecodingSettings, seed: int
     ) -> Iterator[Request]:
-        rest = iter(questions)
-        while chunk := list(islice(rest, _CHUNK)):
-            for (index, question), ids in zip(chunk, self._ids([q for _, q in chunk]), strict=True):
-                room = decoding.max_model_tokens - len(ids)
-                body = {"prompt": ids, **_decoding(question, decoding, seed), **self._extras}
-                limited = body | {"max_tokens": min(decoding.max_new_tokens, room)}
-                yield Request(index, limited if room > 0 else None)
+        from restool.models import chat
+
+        asked, rendered = tee(questions)
+        dialogues = ((question.prompt.messages, question.prompt.tools) for _, question in rendered)
+        prompts = chat.each_dialogue_ids(self._tokenizer, dialogues, thinking=self.thinking)
+        for ids, (index, question) in zip(prompts, asked, strict=True):
+            room = decoding.max_model_tokens - len(ids)
+            body = {"prompt": ids, **_decoding(question, decoding, seed), **self._extras}
+            limited = body | {"max_tokens": min(decoding.max_new_tokens, room)}
+            yield Request(index, limited if room > 0 else None)
 
     def read(self, reply: Body, request: Request) -> GeneratedAnswer:
         choice = _choice(reply)
@@ -119,12 +120,6 @@ class Completions:
         template = self._tokenizer.chat_template
         vocabulary = self._tokenizer.backend_tokenizer.to_str()
         return ["completions", self.thinking, files.content_hash([template, vocabulary])]
-
-    def _ids(self, questions: Sequence[Question]) -> list[list[int]]:
-        from restool.models import chat
-
-        dialogues = [(q.prompt.messages, q.prompt.tools) for q in questions]
-        return chat.dialogue_ids(self._tokenizer, dialogues, thinking=self.thinking)
 
 
 def context_tokens(refusal: Refusal, served: Body) -> int | None:
