@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from restool import environments, files
 from restool.core.errors import EvaluationError, ModelError, ToolEnvironmentError
+from restool.evaluation.answering import vllm_log
 from restool.evaluation.answering.client import Endpoint
 from restool.evaluation.answering.endpoint import EndpointModel
 from restool.evaluation.answering.local import model_fingerprint, template_hash
@@ -154,6 +155,7 @@ class Server:
         ]
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
+            self._before = output.tell()  # what earlier servers said
             self._process = subprocess.Popen(
                 [installation.python, _LAUNCHER, str(os.getpid()), *arguments],
                 stdin=subprocess.DEVNULL,
@@ -171,7 +173,7 @@ class Server:
             while not self._is_healthy():
                 now = time.monotonic()
                 if self._process.poll() is not None:
-                    raise ModelError(f"vLLM does not start: {_last_words(self.log)} (log: {self.log}); {_INSTEAD}")
+                    raise ModelError(f"vLLM does not start: {self._cause()} (log: {self.log}); {_INSTEAD}")
                 if now - start > _START_SECONDS:
                     took = f"{_START_SECONDS:.0f} s"
                     raise ModelError(f"vLLM has not started within {took} (log: {self.log}); {_INSTEAD}")
@@ -197,7 +199,13 @@ class Server:
         """What the server died of; None if it lives."""
         if self._process.poll() is None:
             return None
-        return ModelError(f"vLLM has ended: {_last_words(self.log)} (log: {self.log}); run the same command to go on")
+        return ModelError(f"vLLM has ended: {self._cause()} (log: {self.log}); run the same command to go on")
+
+    def _cause(self) -> str:
+        """What it said that it died of."""
+        with open(self.log, "rb") as file:
+            file.seek(self._before)
+            return vllm_log.cause(file.read().decode(errors="replace"), self._process.returncode)
 
     def _is_healthy(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
@@ -247,10 +255,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _last_words(log: Path) -> str:
-    """The line of the log that says most: the last error, else the last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line]
-    return " ".join((errors or lines or ["no message"])[-1].split())[-300:]
