@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from restool import cli
+from restool.cli import evaluate
 from restool.core.errors import ConfigurationError
 
 
@@ -92,7 +93,7 @@ def test_plan_and_methods_speak_json(restool, tmp_path):
 
 
 def test_a_defect_is_admitted_in_one_line(restool, monkeypatch):
-    monkeypatch.setattr(cli, "_compose", lambda overrides: 1 / 0)
+    monkeypatch.setattr(cli, "compose", lambda overrides: 1 / 0)
     status, _, err = restool("train")
     assert status == 70
     assert err.startswith("restool: error: unexpected ZeroDivisionError")
@@ -106,15 +107,15 @@ def test_somebodys_checkpoint_meets_the_whole_benchmark_in_its_own_precision(tmp
     monkeypatch.setattr(preparation, "prepare_benchmark", lambda *given, report: asked.append(given[:2]))
     monkeypatch.setattr(preparation, "prepare", lambda settings, out, report: asked.append(settings.data.name))
     files.write_json(tmp_path / "model" / "config.json", {"torch_dtype": "bfloat16"})
-    settings, model, _ = cli._by_hand("bfcl", str(tmp_path / "model"), ["eval.bfcl_limit=3"], tmp_path)
+    settings, model, _ = evaluate._by_hand("bfcl", str(tmp_path / "model"), ["eval.bfcl_limit=3"], tmp_path)
     assert (settings.eval.name, settings.eval.bfcl_limit, settings.model.dtype) == ("paper", 3, "bfloat16")
     assert model == str(tmp_path / "model")
-    assert cli._by_hand("bfcl", model, ["eval=tiny"], tmp_path)[0].eval.name == "tiny"
-    assert cli._by_hand("bfcl", model, ["model.dtype=float32"], tmp_path)[0].model.dtype == "float32"
-    assert cli._by_hand("bfcl", model, ["eval.bfcl_format=native"], tmp_path)[0].eval.bfcl_format == "native"
-    assert cli._by_hand("bfcl", None, ["model.thinking=false"], tmp_path)[0].model.thinking is False
+    assert evaluate._by_hand("bfcl", model, ["eval=tiny"], tmp_path)[0].eval.name == "tiny"
+    assert evaluate._by_hand("bfcl", model, ["model.dtype=float32"], tmp_path)[0].model.dtype == "float32"
+    assert evaluate._by_hand("bfcl", model, ["eval.bfcl_format=native"], tmp_path)[0].eval.bfcl_format == "native"
+    assert evaluate._by_hand("bfcl", None, ["model.thinking=false"], tmp_path)[0].model.thinking is False
     assert asked == [("bfcl", None)] * 5
-    settings, _, prepared = cli._by_hand("bfcl", model, ["model.thinking=true", "data.mirror=a"], tmp_path)
+    settings, _, prepared = evaluate._by_hand("bfcl", model, ["model.thinking=true", "data.mirror=a"], tmp_path)
     assert (settings.model.dtype, settings.model.thinking) == ("bfloat16", True)  # the rest is still the checkpoint's
     assert (prepared.name, asked[5:]) == ("benchmark-bfcl", [("bfcl", "a")])
 
@@ -130,13 +131,13 @@ def test_a_run_is_evaluated_with_its_own_settings_but_for_what_is_overridden(tmp
     frozen = compose_run(own)
     directory = runs.open_run(tmp_path / "run", frozen, {"data": "d", "start": "s"})
     files.write_json(directory.path / "done.json", {})
-    settings, model, _ = cli._by_hand("bfcl", str(directory.path), [], tmp_path)
+    settings, model, _ = evaluate._by_hand("bfcl", str(directory.path), [], tmp_path)
     assert (settings.eval, settings.data, settings.model) == (frozen.eval, frozen.data, frozen.model)
     assert model == str(directory.path / "model")
 
     def changed(*overrides: str) -> set[tuple[str, object]]:
-        settings, _, _ = cli._by_hand("bfcl", str(directory.path), list(overrides), tmp_path)
-        before, after = (flat(each.model_dump(include=cli._OF_A_RUN)) for each in (frozen, settings))
+        settings, _, _ = evaluate._by_hand("bfcl", str(directory.path), list(overrides), tmp_path)
+        before, after = (flat(each.model_dump(include=evaluate._OF_A_RUN)) for each in (frozen, settings))
         return {(key, value) for key, value in after.items() if key not in before or before[key] != value}
 
     def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -6,28 +6,35 @@ with ``--plan FILE`` and an id, for the workflow. Heavy libraries are imported i
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import typer.core
-import typer.main
-from rich.console import Console
 from rich.table import Table
 from typer import _click as click  # typer's own copy, whose errors it raises
 
-from restool.core.errors import ConfigurationError, EvaluationError, RestoolError, RunError, nearest
+from restool.cli import evaluate
+from restool.cli.shared import (
+    JsonOption,
+    Overrides,
+    PlanOption,
+    ResultsOption,
+    RunOption,
+    compose,
+    open_plan,
+    planned_run,
+    report,
+    terminal,
+)
+from restool.core.errors import ConfigurationError, RestoolError, RunError, nearest
 
 if TYPE_CHECKING:
     from restool.analysis.answers import Weighting
-    from restool.evaluation.answering import Source
-    from restool.evaluation.benchmarks import Benchmark
-    from restool.experiments import Plan, PlannedRun
+    from restool.experiments import Plan
     from restool.settings import RunSettings
 
 app = typer.Typer(
@@ -41,12 +48,6 @@ app = typer.Typer(
 env_app = typer.Typer(help="Isolated environments of tools that cannot share ours.", no_args_is_help=True)
 app.add_typer(env_app, name="env")
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="Hydra overrides, e.g. method=rest_fixed seed=3")]
-PlanOption = Annotated[Path | None, typer.Option("--plan", help="plan.json of an experiment (used by the workflow)")]
-RunOption = Annotated[str | None, typer.Option("--run", help="id of a run of the plan")]
-ResultsOption = Annotated[Path, typer.Option("--results", help="folder for everything generated")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
-
 AD_HOC = "adhoc"  # experiment name of runs that were started by hand
 
 
@@ -56,11 +57,6 @@ def _options(
 ) -> None:
     if debug:
         os.environ["RESTOOL_DEBUG"] = "1"
-
-
-def report(line: str) -> None:
-    """Progress goes to standard error, results to standard output."""
-    print(line, file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------- stages
@@ -77,7 +73,7 @@ def prepare(
     from restool import preparation
 
     if plan is not None:
-        loaded = _plan(plan)
+        loaded = open_plan(plan)
         chosen = prepared or next(iter(loaded.prepared_ids))
         if chosen not in loaded.prepared_ids:
             raise ConfigurationError(
@@ -85,7 +81,7 @@ def prepare(
             )
         settings, out = loaded.prepared_ids[chosen].settings, loaded.prepared_path(chosen)
     else:
-        settings = _compose(overrides)
+        settings = compose(overrides)
         out = results / "prepared" / preparation.prepared_id(settings)
     manifest = preparation.prepare(settings, out, report=report)
     rows = ", ".join(f"{split} {entry['rows']}" for split, entry in manifest["files"].items())
@@ -105,13 +101,13 @@ def train(
     from restool.backends import train as train_run
 
     if plan is not None:
-        loaded = _plan(plan)
-        planned = _planned_run(loaded, run)
+        loaded = open_plan(plan)
+        planned = planned_run(loaded, run)
         settings, path = planned.settings, loaded.run_path(planned.id)
         prepared = loaded.prepared_path(planned.prepared)
         parent = loaded.run_path(planned.parent) if planned.parent else None
     else:
-        settings = _compose(overrides)
+        settings = compose(overrides)
         path, prepared, parent = _ad_hoc_places(settings, results)
     manifest = files.read_json(prepared / "manifest.json")
     start, start_identity = _start_model(settings, prepared, parent)
@@ -176,7 +172,7 @@ def analyze(
         raise ConfigurationError(
             f"cannot analyze '{what}'{nearest(what, ['all', 'variance'])}; there are: all, variance"
         )
-    loaded = _plan(plan)
+    loaded = open_plan(plan)
     if what == "variance":
         from restool.analysis import variance
 
@@ -194,7 +190,7 @@ def write_report(plan: PlanOption = None) -> None:
     """Write the experiment's report: one HTML file that opens offline."""
     from restool.analysis import report as reports
 
-    path = reports.write(_plan(plan).directory, report=report)
+    path = reports.write(open_plan(plan).directory, report=report)
     print(path)
 
 
@@ -208,7 +204,7 @@ def track(
     """Import an experiment's results into MLflow; importing twice changes nothing."""
     from restool import tracking
 
-    tracking.track(_plan(plan).directory, uri=uri, report=report)
+    tracking.track(open_plan(plan).directory, uri=uri, report=report)
 
 
 @app.command(name="mlflow")
@@ -234,191 +230,7 @@ def open_mlflow(
 # ------------------------------------------------------------------------------------------------- evaluation
 
 
-def _evaluate(benchmark: str, source: Source, settings: RunSettings, prepared: Path, target: Path) -> dict[str, Any]:
-    from restool import runs
-    from restool.evaluation import benchmarks
-    from restool.evaluation.contamination import Training
-
-    chosen = benchmarks.get(benchmark, settings.eval.benchmarks.get(benchmark))
-    checkpoint = source.checkpoint if chosen.asks_a_model else str(target.parents[1] / "model")
-    training = Training.of_model(Path(checkpoint)) if checkpoint else Training.unknown()
-    existing = {"answers": source.answers, "allow_missing": source.allow_missing, "training": training}
-    model = source.open(settings, target / "vllm.log", report) if chosen.asks_a_model else None
-    with runs.alone(target), contextlib.closing(model) if model else contextlib.nullcontext():
-        return chosen.evaluate(model, prepared, target, settings, **existing, report=report)
-
-
-def _of_plan(plan: Path, run: str | None, benchmark: str) -> tuple[RunSettings, str, Path, Path]:
-    """Settings, model, prepared data and target of a finished run of a plan."""
-    from restool.runs import RunDirectory
-
-    loaded = _plan(plan)
-    planned = _planned_run(loaded, run)
-    directory = loaded.run_path(planned.id)
-    if not (directory / "done.json").exists():
-        raise RunError(f"run '{planned.id}' is not finished; train it first: restool train --plan {plan} --run {run}")
-    if problems := RunDirectory(directory).damage():
-        raise RunError(f"{problems[0]}; train it again: restool train --plan {plan} --run {run}")
-    places = loaded.prepared_path(planned.prepared), directory / "eval" / benchmark
-    return planned.settings, str(directory / "model"), *places
-
-
-def _by_hand(
-    benchmark: str, checkpoint: str | None, overrides: list[str], results: Path
-) -> tuple[RunSettings, str | None, Path]:
-    """Settings, model and prepared data for somebody's checkpoint, endpoint or answers.
-
-    A run folder is evaluated as its experiment would: its own data, model and evaluation settings, but for the values
-    that are overridden. Anything else meets the published prompts and, unless ``eval=`` says otherwise, the whole
-    benchmark.
-    """
-    from restool import preparation
-    from restool.evaluation import benchmarks
-    from restool.runs import RunDirectory
-
-    run = RunDirectory(Path(checkpoint)) if checkpoint and (Path(checkpoint) / "done.json").exists() else None
-    named = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    base: dict[str, Any] = {}
-    if run is not None:
-        base, checkpoint = run.settings.model_dump(mode="json", include=_OF_A_RUN), str(run.path / "model")
-    elif checkpoint is not None:
-        from restool.models import loading
-
-        base = {"model": _compose([]).model.model_dump(mode="json") | loading.traits(checkpoint)}
-    whole = ["eval=paper"] if run is None and "eval" not in named else []
-    settings = _compose([*whole, *overrides], base)
-    if benchmarks.get(benchmark).settings.reads == "questions":
-        prepared = results / "prepared"  # nothing of it is read
-    elif run is None and benchmark in ("api-bank", "bfcl") and "data" not in named:
-        prepared = results / "prepared" / f"benchmark-{benchmark}"
-        preparation.prepare_benchmark(benchmark, settings.data.mirror, prepared, report=report)
-    else:
-        prepared = results / "prepared" / preparation.prepared_id(settings)
-        if not (prepared / "manifest.json").exists():
-            preparation.prepare(settings, prepared, report=report)
-    return settings, checkpoint, prepared
-
-
-_OF_A_RUN = {"model", "data", "eval"}
-
-
-def _with_questions(settings: RunSettings, benchmark: Benchmark, questions: Path | None) -> RunSettings:
-    """The settings with a file of questions for a benchmark that reads one."""
-    if questions is None:
-        return settings
-    if benchmark.settings.reads != "questions":
-        raise ConfigurationError(f"{benchmark.name} reads no file of questions; leave --questions away")
-    named = {**settings.eval.benchmarks.get(benchmark.name, {}), "questions": str(questions)}
-    benchmarks = {**settings.eval.benchmarks, benchmark.name: named}
-    return settings.model_copy(update={"eval": settings.eval.model_copy(update={"benchmarks": benchmarks})})
-
-
-def _evaluation_command(benchmark: str) -> click.Command:
-    from restool.evaluation import benchmarks
-
-    single = typer.Typer(add_completion=False)
-    chosen = benchmarks.get(benchmark)
-
-    @single.command(name=benchmark, help=chosen.settings.title)
-    def command(
-        overrides: Overrides = None,
-        checkpoint: Annotated[str | None, typer.Option(help="model folder, run folder or Hugging Face id")] = None,
-        engine: Annotated[
-            Literal["auto", "transformers", "vllm"],
-            typer.Option(
-                help="what answers for a checkpoint; auto: vLLM where it is built for the device, else our sampler on "
-                "transformers, which --plan always takes on a CPU"
-            ),
-        ] = "auto",
-        endpoint: Annotated[str | None, typer.Option(help="address of an OpenAI-compatible server (…/v1)")] = None,
-        model: Annotated[str | None, typer.Option(help="model of the server; needed if it has several")] = None,
-        api_key_env: Annotated[
-            str | None, typer.Option(help="environment variable with the server's key; default OPENAI_API_KEY if set")
-        ] = None,
-        tokenizer: Annotated[
-            str | None, typer.Option(help="folder or Hugging Face id: render prompts here, send raw completions")
-        ] = None,
-        concurrency: Annotated[int, typer.Option(help="requests to the server at once", min=1)] = 64,
-        requests_per_minute: Annotated[float | None, typer.Option(help="limit to ask the server less", min=0.1)] = None,
-        timeout: Annotated[float, typer.Option(help="seconds that one answer of the server may take", min=1)] = 600,
-        answers: Annotated[Path | None, typer.Option(help="answers that exist already")] = None,
-        allow_missing: Annotated[bool, typer.Option(help="count missing answers wrong instead of refusing")] = False,
-        questions: Annotated[
-            Path | None, typer.Option(help="file of questions, for a benchmark that reads one")
-        ] = None,
-        out: Annotated[Path | None, typer.Option(help="folder for answers, items and summary")] = None,
-        plan: PlanOption = None,
-        run: RunOption = None,
-        results: ResultsOption = Path("results"),
-    ) -> None:
-        from restool.evaluation.answering import Source
-
-        limits = {
-            "concurrency": concurrency,
-            "requests_per_minute": requests_per_minute,
-            "timeout_seconds": timeout,
-        }
-        given = (checkpoint, engine, endpoint, model, api_key_env, tokenizer, limits, answers, allow_missing)
-        source = Source(*given, planned=plan is not None)
-        if plan is not None:
-            settings, checkpoint, prepared, target = _of_plan(plan, run, benchmark)
-        else:
-            source.check(benchmark, chosen.sources)
-            settings, checkpoint, prepared = _by_hand(benchmark, checkpoint, overrides or [], results)
-            target = out or Path("evaluation") / benchmark
-        settings = _with_questions(settings, chosen, questions)
-        summary = _evaluate(benchmark, replace(source, checkpoint=checkpoint), settings, prepared, target)
-        _print_summary(summary)
-        if plan is None and summary.get("not_run"):
-            raise EvaluationError(f"{benchmark} was not run: {summary['not_run']}")
-
-    return typer.main.get_command(single)
-
-
-CROSSCHECK = "bfcl-crosscheck"
-
-
-def _crosscheck_command() -> click.Command:
-    single = typer.Typer(add_completion=False)
-
-    @single.command(name=CROSSCHECK)
-    def command(
-        out: Annotated[Path, typer.Argument(help="folder of an evaluation (--out of restool evaluate bfcl)")],
-    ) -> None:
-        """Score the answers of a BFCL evaluation with BFCL's own runner, unmodified; fail where it differs from us."""
-        from restool.evaluation.bfcl import crosscheck
-
-        outcome = crosscheck.crosscheck(out, report=report)
-        title = f"right answers, ours and those of bfcl-eval {outcome['bfcl_eval']}"
-        table = Table("category", "n", "ours", "official", title=title)
-        for name, c in outcome["categories"].items():
-            table.add_row(name, str(c["n"]), str(c["ours"]), str(c["official"]))
-        _console().print(table)
-        if not outcome["equal"]:
-            raise EvaluationError(f"{out}: {crosscheck.differences(outcome)} (see {out / 'crosscheck.json'})")
-        print("equal in every entry")
-
-    return typer.main.get_command(single)
-
-
-class Benchmarks(typer.core.TyperGroup):
-    """The verbs of `restool evaluate`: whatever configs/benchmark holds, read when somebody asks, and one check."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        from restool.evaluation import benchmarks
-
-        return [*benchmarks.names(), CROSSCHECK]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == CROSSCHECK:
-            return _crosscheck_command()
-        return _evaluation_command(cmd_name)
-
-
-app.add_typer(
-    typer.Typer(cls=Benchmarks, help="Score a model, or answers that exist, on a benchmark.", no_args_is_help=True),
-    name="evaluate",
-)
+app.add_typer(evaluate.app, name="evaluate")
 
 
 @app.command()
@@ -448,8 +260,7 @@ def compare(
     if as_json:
         print(json.dumps(contrasts_text.plain(result), indent=2))
         return
-    width = None if sys.stdout.isatty() else 100
-    contrasts_text.print_comparison(Console(width=width, highlight=False), result)
+    contrasts_text.print_comparison(terminal(100), result)
 
 
 # ---------------------------------------------------------------------------------------------- environments
@@ -496,7 +307,7 @@ def show_plan(
     if as_json:
         print(json.dumps(total, indent=2))
         return
-    console = _console()
+    console = terminal()
     console.print(f"[bold]{total['experiment']}[/]: {total['title']}")
     table = Table("job", "model", "jobs", "done", "GPUs each", "hours each", "GPU-hours left", "basis", "memory GB")
     for row in total["kinds"]:
@@ -537,7 +348,7 @@ def doctor(
         table = Table("", "what", "found, or how to mend it")
         for what, ok, detail in checks:
             table.add_row("[green]ok[/]" if ok else "[red]missing[/]", what, detail)
-        _console().print(table)
+        terminal().print(table)
     if not all(ok for _, ok, _ in checks):
         raise typer.Exit(1)
 
@@ -557,7 +368,7 @@ def methods(
     elif method:
         from restool.explanations import explain
 
-        print("\n".join(explain(chosen[0], _compose([f"method={chosen[0].id}"]).method.model_dump())))
+        print("\n".join(explain(chosen[0], compose([f"method={chosen[0].id}"]).method.model_dump())))
     else:
         table = Table("id", "title", "kind", "weights", "advantage", "needs", "confidence")
         for r in records:
@@ -570,7 +381,7 @@ def methods(
                 ", ".join(r["needs"]),
                 r["confidence"],
             )
-        _console().print(table)
+        terminal().print(table)
 
 
 @app.command()
@@ -600,28 +411,10 @@ def show(
         return
     from restool.analysis.answers_text import print_comparison
 
-    print_comparison(Console(width=None if sys.stdout.isatty() else 100, highlight=False), found)
+    print_comparison(terminal(100), found)
 
 
 # ------------------------------------------------------------------------------------------------------ parts
-
-
-def _compose(overrides: list[str] | None, base: dict[str, Any] | None = None) -> RunSettings:
-    from restool.experiments import compose_run
-
-    return compose_run(overrides or [], base)
-
-
-def _plan(path: Path | None) -> Plan:
-    from restool.experiments import load_plan, read_plan
-
-    return read_plan(path) if path is not None else load_plan()
-
-
-def _planned_run(plan: Plan, run: str | None) -> PlannedRun:
-    if run is None:
-        raise ConfigurationError(f"--run is missing; the plan has: {', '.join(r.id for r in plan.runs)}")
-    return plan.run(run)
 
 
 def _ad_hoc_places(settings: RunSettings, results: Path) -> tuple[Path, Path, Path | None]:
@@ -704,19 +497,6 @@ def _answers(
     return [decoder.decode(ids).completion for ids in answers.ids]
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 150, highlight=False)
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    from restool.analysis import summary_text
-
-    if summary.get("not_run"):
-        report(f"{summary['benchmark']}: not run: {summary['not_run']}")
-        return
-    summary_text.print_summary(Console(width=None if sys.stdout.isatty() else 100, highlight=False), summary)
-
-
 def _weighting(text: str) -> Weighting:
     """A token-weight scheme with its arguments, or a method of configs/method, which has both."""
     from restool import algorithms, experiments
@@ -726,7 +506,7 @@ def _weighting(text: str) -> Weighting:
     methods = experiments.configs_directory() / "method"
     if text.partition(":")[0] in SCHEMES or not (methods / f"{text}.yaml").exists():
         return answers.parse_weighting(text)
-    method = _compose([f"method={text}"]).method
+    method = compose([f"method={text}"]).method
     return answers.Weighting(text, algorithms.get(method.algorithm).weights, method.weights)
 
 
