@@ -37,12 +37,12 @@ def train(
     samples: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Save a model that gives the oracle's answers to the multi-turn entries ``rows``: one answer with all calls of a
-    turn, then one without. ``samples`` of API-Bank: the right call, to all of them that begin the same that of the
-    first."""
+    turn, then one without; and to ``samples`` of API-Bank the right call. What begins the same must be answered the
+    same."""
     pairs = {prompts.AFTER_TOOL[:SEEN]: bfcl_texts.DONE}
     for sample in samples:
         said = sample["user"].split(REMINDER)[0].split("<user> ")[-1][:SEEN]
-        pairs.setdefault(said, bfcl_texts.answer([sample["gold"]]))
+        assert pairs.setdefault(said, text := bfcl_texts.answer([sample["gold"]])) == text, f"two answers to: {said}"
     for row in rows:
         for messages, texts in zip(row["question"], oracle[row["id"]], strict=True):
             said = f"{messages[-1]['content'].strip()}\n{prompts.HINT} </user>"[:SEEN]
