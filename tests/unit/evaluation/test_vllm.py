@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ import yaml
 from restool import files
 from restool.core.errors import ModelError, ToolEnvironmentError
 from restool.evaluation import answering, api_bank, bfcl
-from restool.evaluation.answering import GeneratedAnswer, LocalModel, Prompt, answer, vllm
+from restool.evaluation.answering import GeneratedAnswer, LocalModel, Prompt, answer, vllm, vllm_log
 from restool.experiments import compose_run
 from restool.settings import DecodingSettings, TinyArchitecture
 
@@ -24,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 ON_A_CPU = compose_run(["backend.device=cpu"])
 DECODING = DecodingSettings(max_new_tokens=6, temperature=0.0, max_model_tokens=80, batch_tokens=120)
 STAND_IN = """
-import argparse, json, sys
+import argparse, json, signal, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 parser = argparse.ArgumentParser()
@@ -37,6 +40,12 @@ options = parser.parse_args()
 if options.dtype == "bfloat16":
     print("ValueError: this stand-in knows no bfloat16")
     sys.exit(1)
+if options.dtype == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if options.dtype in ("deaf", "waiting"):
+    print("(EngineCore pid=1) ERROR 11-25 09:03:27 [core.py:1346] EngineCore failed to start.")
+    print("(Worker pid=2) ERROR 11-25 09:03:27 [executor.py:1047] some.where.ValueError: too little memory", flush=True)
+    time.sleep(600)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -95,6 +104,12 @@ def _model(folder: Path, found: vllm.Installation, log: Path, dtype: str = "floa
     return vllm.VllmModel(str(folder), found, dtype, None, log, lambda line: None)
 
 
+def _group(head: int) -> list[int]:
+    """The living processes of a group."""
+    found = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+    return [pid for pid in found if _is_there(pid) and os.getpgid(pid) == head]
+
+
 def _is_there(pid: int) -> bool:
     try:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -131,6 +146,53 @@ def test_a_server_that_does_not_start_says_why(folder, stand_in, tmp_path):
         answer(model, [Prompt.of("", "please")], DECODING, 0)
 
 
+def test_a_server_that_waits_for_an_engine_that_has_given_up_is_ended(folder, stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm, "_LAST_SECONDS", 0.2)
+    model = _model(folder, stand_in, tmp_path / "vllm.log", dtype="waiting")
+    with pytest.raises(ModelError, match=r"does not start: ValueError: too little memory \(log"):
+        answer(model, [Prompt.of("", "please")], DECODING, 0)
+
+
+WRAPPER = (
+    "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): "
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "status", "told"),
+    [
+        (
+            # Three processes of vLLM 0.28: the worker, who cannot read the weights, and two that waited for it.
+            "(Worker pid=3) ERROR 11-25 09:02:12 [multiproc_executor.py:941] Traceback (most recent call last):\n"
+            "(Worker pid=3) ERROR 11-25 09:02:12 [multiproc_executor.py:941] a._rust.SafetensorError: cut off\n"
+            "(EngineCore pid=2) Exception: WorkerProc initialization failed due to an exception in a background "
+            f"process. See stack trace for root cause.\n{WRAPPER} {{}}\nsome.py:254: UserWarning: 2 leaked objects\n",
+            1,
+            "SafetensorError: cut off",
+        ),
+        (
+            "(APIServer pid=1) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+            "(APIServer pid=1)   Value error, no such architecture [type=value_error, input_value=ArgsKwargs()]\n"
+            "(APIServer pid=1)     For further information visit https://errors.pydantic.dev/2.14/v/value_error\n",
+            1,
+            "no such architecture",
+        ),
+        (f"{WRAPPER} {{'EngineCore': -9}}\n", 1, "it was killed, as happens where memory does not suffice"),
+        ("INFO loading\n", -9, "it was killed, as happens where memory does not suffice"),
+        (
+            "(APIServer pid=1) WARNING 11-25 09:42:52 [core_client.py:728] MPClient: engine core exited unexpectedly\n"
+            "(APIServer pid=1) ERROR 11-25 09:42:52 [async_llm.py:744] EngineDeadError: see the root cause above.\n",
+            0,
+            "its engine is gone without a word, as happens where memory does not suffice",
+        ),
+        ("INFO loading\n", -11, "it was killed by signal 11 without a word on why"),
+        ("", 3, "it ended with status 3 without a word on why"),
+    ],
+)
+def test_the_cause_is_the_exception_that_the_others_point_at(log, status, told):
+    assert vllm_log.cause(log, status) == told
+
+
 def test_a_server_that_dies_is_named_and_another_run_starts_anew(folder, stand_in, tmp_path):
     prompts = [Prompt.of("", "please")]
     model = _model(folder, stand_in, tmp_path / "vllm.log")
@@ -144,27 +206,37 @@ def test_a_server_that_dies_is_named_and_another_run_starts_anew(folder, stand_i
     model.close()
 
 
-def test_the_server_dies_with_a_killed_evaluation(folder, stand_in, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("deaf", marks=pytest.mark.slow)])
+def test_the_server_dies_with_a_killed_evaluation(folder, stand_in, tmp_path, dtype):
+    """Also one that does not listen to SIGTERM."""
     program = f"""
 import sys, time
 from pathlib import Path
 from restool.evaluation.answering import vllm
 variables = vllm._variables
 vllm._variables = lambda *given: variables(*given) | {{"PYTHONPATH": {str(tmp_path / "site")!r}}}
-server = vllm.Server(vllm.Installation(Path(sys.executable), "0", "cpu"), "m", "float32", 80, Path("log"))
-server.wait(lambda line: None)
+server = vllm.Server(vllm.Installation(Path(sys.executable), "0", "cpu"), "m", {dtype!r}, 80, Path("log"))
 print(server._process.pid, flush=True)
+server.wait(lambda line: print("healthy", flush=True) if "after" in line else None)
 time.sleep(60)
 """
     killed = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     server = int(killed.stdout.readline())
-    assert _is_there(server)
+    if dtype == "deaf":
+        _wait(lambda: "too little memory" in (tmp_path / "log").read_text())
+    else:
+        assert killed.stdout.readline() == "healthy\n"
+    assert len(_group(server)) == 2
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    deadline = time.monotonic() + 20
-    while _is_there(server) and time.monotonic() < deadline:
+    _wait(lambda: not _group(server))
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not until():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not _is_there(server)
 
 
 def test_without_vllm_the_error_says_how_to_get_it(monkeypatch, tmp_path):
@@ -257,3 +329,70 @@ def _samples() -> list[api_bank.Sample]:
         pytest.skip("API-Bank is not here (RESTOOL_MIRROR)")
     rows = data.load_samples(root / "api_bank")
     return [api_bank.Sample(r["id"], r["id"].rpartition("/")[0], r["system"], r["user"], r["gold"]) for r in rows]
+
+
+@pytest.fixture
+def command(real, mirror, tmp_path, monkeypatch) -> Callable[..., tuple[int, list[str]]]:
+    """`restool evaluate api-bank` with vLLM: exit status and what it says, line by line."""
+    monkeypatch.setenv("RESTOOL_MIRROR", str(mirror))
+
+    def run(checkpoint: Path) -> tuple[int, list[str]]:
+        program = [Path(sys.executable).with_name("restool"), "evaluate", "api-bank", "--checkpoint", checkpoint]
+        places = ["--engine", "vllm", "--out", tmp_path / "out", "--results", tmp_path / "results"]
+        done = subprocess.run([*program, *places, "eval.api_bank_limit=2"], capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr.strip().splitlines()
+
+    return run
+
+
+def _cut(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def _rename(folder: Path) -> None:
+    config = folder / "config.json"
+    new = {"architectures": ["NobodysForCausalLM"], "model_type": "nobodys"}
+    files.write_json(config, files.read_json(config) | new)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "cache", "told"),
+    [
+        (_cut, "1", r"SafetensorError: Error while deserializing header: incomplete metadata"),
+        (_rename, "1", r"The checkpoint you are trying to load has model type `nobodys` but Transformers does not"),
+        (
+            lambda folder: None,
+            "100000",
+            r"ValueError: Available memory on node .* is less than requested memory for kv",
+        ),
+    ],
+    ids=["cut", "unknown", "memory"],
+)
+def test_what_the_real_one_cannot_load_is_one_line_and_a_status(
+    folder, command, tmp_path, monkeypatch, damage, cache, told
+):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", cache)
+    shutil.copytree(folder, tmp_path / "model")
+    damage(tmp_path / "model")
+    status, lines = command(tmp_path / "model")
+    assert status == 2
+    assert all("vLLM" in line for line in lines)  # that it starts, perhaps that it is still starting, why it does not
+    assert re.match(rf"restool: error: vLLM does not start: {told}", lines[-1])
+    assert str(tmp_path / "out" / "vllm.log") in lines[-1]
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_killed_is_named_and_nothing_is_left(folder, real, tmp_path):
+    model = _model(folder, real, tmp_path / "vllm.log")
+    try:
+        answer(model, [Prompt.of("", "please")], DECODING, 0)
+        group = model._server._process.pid
+        engine = next(pid for pid in _group(group) if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(engine, signal.SIGKILL)
+        with pytest.raises(ModelError, match=r"vLLM has ended: its engine is gone without a word"):
+            answer(model, [Prompt.of("", "please")], DECODING, 0)
+    finally:
+        model.close()
+    assert not _group(group)

@@ -36,7 +36,9 @@ _LAUNCHER = Path(__file__).with_name("vllm_launcher.py")
 _ENVIRONMENT = {"cpu": "verl-cpu", "cuda": "verl-gpu"}
 _START_SECONDS = 1800.0
 _STOP_SECONDS = 20.0
-_INSTEAD = "--engine transformers answers without it"
+_LAST_SECONDS = 10.0
+"""What a server needs to end once its engine has."""
+_INSTEAD = "--engine transformers does without it"
 _CONCURRENCY = 256
 """vLLM's own number of answers under way at once; more would wait in its queue instead of ours."""
 
@@ -155,7 +157,7 @@ class Server:
         ]
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
-            self._before = output.tell()  # what earlier servers said
+            self._before = output.tell()
             self._process = subprocess.Popen(
                 [installation.python, _LAUNCHER, str(os.getpid()), *arguments],
                 stdin=subprocess.DEVNULL,
@@ -172,7 +174,7 @@ class Server:
         try:
             while not self._is_healthy():
                 now = time.monotonic()
-                if self._process.poll() is not None:
+                if self._is_over():
                     raise ModelError(f"vLLM does not start: {self._cause()} (log: {self.log}); {_INSTEAD}")
                 if now - start > _START_SECONDS:
                     took = f"{_START_SECONDS:.0f} s"
@@ -197,15 +199,30 @@ class Server:
 
     def obituary(self) -> ModelError | None:
         """What the server died of; None if it lives."""
+        self._wait_for_the_end()
         if self._process.poll() is None:
             return None
         return ModelError(f"vLLM has ended: {self._cause()} (log: {self.log}); run the same command to go on")
 
+    def _is_over(self) -> bool:
+        """Whether it has ended, or its engine has: vLLM 0.28 waits for ever behind one that found too little memory."""
+        if self._process.poll() is None and vllm_log.is_without_engine(self._said()):
+            self._wait_for_the_end()
+            return True
+        return self._process.poll() is not None
+
+    def _wait_for_the_end(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_SECONDS)
+
     def _cause(self) -> str:
-        """What it said that it died of."""
+        return vllm_log.cause(self._said(), self._process.returncode)
+
+    def _said(self) -> str:
+        """The log, without what earlier servers said."""
         with open(self.log, "rb") as file:
             file.seek(self._before)
-            return vllm_log.cause(file.read().decode(errors="replace"), self._process.returncode)
+            return file.read().decode(errors="replace")
 
     def _is_healthy(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)

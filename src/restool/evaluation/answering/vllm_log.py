@@ -10,31 +10,39 @@ import re
 import signal
 
 _PREFIX = re.compile(r"(?:\(\S+ pid=\d+\) )*(?:ERROR \S+ \S+ \[\S+\] )?")
-_EXCEPTION = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception)(?:: .*)?")
-_POINTS_ELSEWHERE = "root cause"  # "Engine core initialization failed. See root cause above." and two more
+_EXCEPTION = re.compile(r"(?:\w+\.)*(\w*(?:Error|Exception)(?:: .*)?)")
+_VALIDATION = re.compile(r"\d+ validation errors? for \w+")
+_POINTS_ELSEWHERE = "root cause"  # "Engine core initialization failed. See root cause above." and its like
+_GONE = re.compile(r"\b(?:exited|died) unexpectedly")
+_WITHOUT_ENGINE = "EngineCore failed to start"
 _LONGEST = 300
 
 
-def cause(log: str, status: int) -> str:
-    """One line: the last exception that does not point at another, else the last complaint, else how it ended."""
+def is_without_engine(log: str) -> bool:
+    """Whether the engine behind the server has given up."""
+    return _WITHOUT_ENGINE in log
+
+
+def cause(log: str, status: int | None) -> str:
+    """One line: the last exception that does not point at another; where there is none, how the server ended."""
     lines = [line[_PREFIX.match(line).end() :].rstrip() for line in log.splitlines()]
-    places = [i for i, line in enumerate(lines) if _EXCEPTION.fullmatch(line) and _POINTS_ELSEWHERE not in line]
-    if places:
-        return _short(_told(lines, places[-1]))
-    if status == -signal.SIGKILL or re.search(rf"'\w+': -{signal.SIGKILL:d}\b", log):
-        return "it was killed; that is what happens where memory does not suffice"
-    complaints = [line for line in lines if "error" in line.lower()]
-    return _short(complaints[-1]) if complaints else f"it ended with status {status} and without a message"
+    found = [(i, match[1]) for i, line in enumerate(lines) if (match := _EXCEPTION.fullmatch(line))]
+    own = [(i, told) for i, told in found if _POINTS_ELSEWHERE not in told]
+    if own:
+        place, told = own[-1]
+        return _short(_validation(lines[place + 1 :]) if _VALIDATION.search(told) else told)
+    if status == -signal.SIGKILL or f": -{signal.SIGKILL:d}" in (found[-1][1] if found else ""):
+        return "it was killed, as happens where memory does not suffice"
+    if _GONE.search(log):
+        return "its engine is gone without a word, as happens where memory does not suffice"
+    how = f"was killed by signal {-status}" if status and status < 0 else f"ended with status {status}"
+    return f"it {how} without a word on why"
 
 
-def _told(lines: list[str], place: int) -> str:
-    """The exception at ``place``; where its first line only announces the others, with the next of them."""
-    line = lines[place]
-    if line.endswith(":") or "validation error" in line:
-        # pydantic: "1 validation error for ModelConfig", then "  Value error, <what is wrong> [type=value_error, ...]"
-        behind = next((each.strip() for each in lines[place + 1 :] if each.strip()), "")
-        return f"{line} {behind.partition(' [type=')[0]}"
-    return line
+def _validation(behind: list[str]) -> str:
+    """pydantic's complaint: "  Value error, <what is wrong> [type=value_error, ...]"."""
+    first = next((line.strip() for line in behind if line.strip()), "")
+    return first.partition(" [type=")[0].removeprefix("Value error, ")
 
 
 def _short(line: str) -> str:
