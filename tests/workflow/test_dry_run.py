@@ -12,6 +12,8 @@ import pytest
 
 from restool.costs import evaluation_resources, resources
 
+pytestmark = pytest.mark.end_to_end
+
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
