@@ -81,6 +81,12 @@ def test_every_method_is_the_same_in_both(cases: list[dict[str, Any]], verl_resu
     assert float(_local(ppo)["value_gradient_BT"].abs().max()) > 1e-3
 
 
+def test_verl_keeps_the_end_of_a_long_prompt_as_the_local_backend_does(cases, verl_results):
+    """`chat.prompt_ids_batch` with ``last``: where the data says ``overlong=truncate_left``."""
+    limits = {case["settings"].data.max_prompt_tokens for case in cases}
+    assert all(theirs["kept_ids"] == list(range(10_000))[-limit:] for theirs in verl_results for limit in limits)
+
+
 def test_what_verl_cannot_carry_is_refused_with_the_reason():
     for override, reason in {
         "training.rl.final_learning_rate=0.5": "no linear decay",

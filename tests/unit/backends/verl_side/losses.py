@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from transformers import AutoTokenizer
 from verl import DataProto
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 from verl.utils import tensordict_utils
 from verl.utils.config import omega_conf_to_dataclass
@@ -54,8 +56,14 @@ def _result(case: dict[str, Any]) -> dict[str, Any]:
         "weight_BT": weight_BT,
         "loss": loss,
         "gradient_BT": gradient_BT,
+        "kept_ids": _kept(config, list(range(10_000))),
     }
     return found | (_critic(case, columns, config) if case["critic"] else {})
+
+
+def _kept(config: Any, ids: list[int]) -> list[int]:
+    """What verl's agent loop makes of a prompt that is too long; the data set cuts nothing."""
+    return AgentLoopBase._cap_text_prompt_length(SimpleNamespace(rollout_config=config.actor_rollout_ref.rollout), ids)
 
 
 class _Trainer(Trainer):

@@ -60,6 +60,7 @@ ENVIRONMENT = {
     "RAY_health_check_initial_delay_ms": "60000",
     "RAY_health_check_timeout_ms": "120000",
     "VLLM_ENGINE_READY_TIMEOUT_S": "1800",
+    "RAY_worker_niceness": "0",  # Ray's 15 leaves a worker next to nothing of a machine that others use too
     "RAY_START_HOOK": "restool.backends.verl.cpu_only.driver.at_start",  # called by the command `ray start`
 }
 
