@@ -80,6 +80,19 @@ def make_again(damaged):
             path.unlink()
 
 
+def require_nodes():
+    """A job that no node of the cluster can hold would wait for ever, or be refused in words that name no setting."""
+    layouts = [
+        costs.verl_layout(run.config) for run in plan.runs if run.kind == "rl" and run.resources["gpus"]
+    ]
+    most = max((layout["gpus_per_node"] for layout in layouts if layout), default=0)
+    if most > site.gpus_per_node and cluster.is_used(sys.argv):
+        stop(
+            f"backend.verl.gpus_per_node={most}, but a node here has {site.gpus_per_node} GPUs (gpus_per_node in "
+            "workflow/profiles/slurm/site.yaml); take more nodes of fewer GPUs: backend.verl.nodes"
+        )
+
+
 lock, cluster = entry("lock"), entry("cluster")
 LOCK = Path("results") / ".lock"
 RUNS_JOBS = workflow.is_main_process and not lock.LOOKS.intersection(sys.argv)
@@ -93,6 +106,7 @@ except RestoolError as error:
     stop(error)
 
 if workflow.is_main_process:
+    require_nodes()
     make_again(integrity.damaged(plan))
 
 benchmark_of = functools.cache(benchmarks.get)  # one file each, asked for by every job

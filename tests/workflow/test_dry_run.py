@@ -226,6 +226,17 @@ def test_slurm_jobs_ask_for_what_the_site_file_and_the_run_say(clone):
     assert "--gres" not in on_cpus
 
 
+def test_more_gpus_than_a_node_of_the_cluster_has_are_one_line(clone):
+    clone.write("workflow/profiles/slurm/site.yaml", "gpus_per_node: 4\n")
+    one = ["experiment.matrix.models=[qwen3_14b]", "experiment.matrix.methods=[grpo]", "experiment.matrix.seeds=[0]"]
+    overrides = [*one, "experiment.extra=[]", "experiment.variance=null", "backend=verl"]
+    request = ["experiment=paper", f"overrides={json.dumps(overrides)}"]
+    done = clone.snakemake("-n", "--profile", "slurm", "--config", *request)
+    assert done.status == 2
+    assert "backend.verl.gpus_per_node=8, but a node here has 4" in done.output
+    assert "Traceback" not in done.output
+
+
 def test_unknown_site_key_is_one_line(clone):
     clone.write("workflow/profiles/slurm/site.yaml", "acount: lab\n")
     done = clone.snakemake("-n")
