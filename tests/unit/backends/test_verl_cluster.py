@@ -139,9 +139,12 @@ def test_a_head_that_does_not_come_up_is_told_in_one_line(programs):
     assert "\n" not in str(error.value)
 
 
-def test_a_job_with_too_few_nodes_and_no_job_are_refused(programs, monkeypatch):
+def test_a_job_with_too_few_nodes_another_machine_and_no_job_are_refused(programs, monkeypatch):
     wanted = settings("backend=verl_cpu", "backend.verl.nodes=4")
     with pytest.raises(RunError, match="nodes=4, but this job has 3"), cluster.ray(wanted, Path(), {}, Path(), print):
+        pass
+    monkeypatch.setenv("SLURMD_NODENAME", "login")
+    with pytest.raises(RunError, match="none of the job's nodes"), started(programs):
         pass
     monkeypatch.setenv("SLURM_JOB_ID", "8")  # unknown to Slurm
     with pytest.raises(RunError, match="squeue does not say which nodes"), started(programs):

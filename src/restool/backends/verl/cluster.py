@@ -96,10 +96,12 @@ def _other_nodes(wanted: int) -> list[str]:
     job = os.environ.get("SLURM_JOB_ID")
     names = _ask("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip() if job else ""
     nodes = _ask("scontrol", "show", "hostnames", names).split() if names else []
-    others = [name for name in nodes if name != os.environ.get("SLURMD_NODENAME")]
-    if len(others) + 1 < wanted:
+    if len(nodes) < wanted:
         raise RunError(f"backend.verl.nodes={wanted}, but this job has {len(nodes) or 1}; use --profile slurm")
-    return others[: wanted - 1]
+    here = os.environ.get("SLURMD_NODENAME")
+    if here not in nodes:  # as in the shell of `salloc`
+        raise RunError(f"this machine is none of the job's nodes ({', '.join(nodes)}): start it there, with srun -n1")
+    return [name for name in nodes if name != here][: wanted - 1]
 
 
 def _address_facing(other: str) -> str:
