@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -54,7 +53,7 @@ def ray(
         with node.started(head, temporary, environment, log) as first:
             _wait(log, begin, 1, [first])
             rest = others_command(python, address, others, settings)
-            with supervision.started(rest, _of_srun(environment), log, if_we_are_killed=signal.SIGTERM) as second:
+            with supervision.started(rest, _of_srun(environment), log, listens=True) as second:
                 _wait(log, begin, nodes, [first, second])
                 report(f"Ray runs on {nodes} nodes: its head {address} here, the others on {', '.join(others)}")
                 yield address

@@ -6,6 +6,7 @@ python -m restool.backends.verl.node PYTHON -m ray... start ...    on every node
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from restool.backends.verl import supervision
 
 # Told to end, Ray waits half a minute for its work to go elsewhere, which is as long as Slurm waits before it kills.
 SAYS_GOODBYE_S = 1.0
+_LOOK_EVERY_S = 1.0
 _LONGEST = 16  # of a base folder: the paths of Ray's sockets below it may have 107 characters in all
 
 
@@ -41,13 +43,19 @@ def started(
 
 
 def main(command: list[str]) -> int:
-    """Run ``command`` until it ends or this process is told to; the exit status is its own."""
+    """Run ``command`` until it ends, until this process is told to, or until whoever started it is gone.
+
+    The last is what the end of the input says: ``srun`` hands it on; told to end, it would kill the step at once.
+    """
     with (
         supervision.leaving_on_sigterm(),
         folder() as temporary,
         started(command, temporary, os.environ) as process,
     ):
-        return process.wait()
+        while process.poll() is None:
+            if select.select([0], [], [], _LOOK_EVERY_S)[0] and not os.read(0, 4096):
+                return 0
+        return process.returncode
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import re
 import signal
@@ -35,24 +34,25 @@ def started(
     environment: Mapping[str, str],
     log: Path | None = None,
     *,
-    if_we_are_killed: signal.Signals = signal.SIGKILL,
+    listens: bool = False,
     says_goodbye_s: float | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``command`` in a process group of its own, its output behind that in ``log``; end all of it afterwards.
 
-    Without ``log`` its output is that of this process. ``if_we_are_killed``: what the command gets then.
-    ``says_goodbye_s``: how long it may take to end by itself when it is told to (default: half a minute).
+    Without ``log`` its output is that of this process. ``listens``: its input ends when this process does or wants it
+    to, and it ends then; any other is killed when this process is. ``says_goodbye_s``: how long it may take to end by
+    itself when it is told to (default: half a minute).
     """
     name = uuid.uuid4().hex
     with log.open("ab") if log else contextlib.nullcontext() as output:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if log else None,
             env={**environment, MARK: name},
             start_new_session=True,
-            preexec_fn=functools.partial(_end_with_parent, if_we_are_killed),
+            preexec_fn=None if listens else _end_with_parent,
         )
     try:
         yield process
@@ -110,6 +110,10 @@ class Stall:
 
 
 def _end(process: subprocess.Popen[bytes], patience_s: float) -> None:
+    if process.stdin:
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience_s)
     if process.poll() is None:
         process.terminate()  # Ray stops its processes on this
         try:
@@ -131,6 +135,6 @@ def _sweep(name: str) -> None:
     psutil.wait_procs(left, timeout=10)
 
 
-def _end_with_parent(kind: signal.Signals) -> None:
+def _end_with_parent() -> None:
     """In the child: die when the parent does, however it dies; two runs in one directory would spoil it."""
-    ctypes.CDLL(None).prctl(1, kind)  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
