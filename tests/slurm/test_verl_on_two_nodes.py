@@ -49,6 +49,8 @@ def test_a_run_over_two_nodes_finishes_and_leaves_nothing_running(site, slurm, t
     began = time.monotonic()
     with memory_of_jobs() as peak:
         done = site.call(*CALL, timeout=2400, TMPDIR=str(temporary))
+    gb = {name: f"{value / 2**20:.1f} GB" for name, value in peak.items()}
+    print(f"verl over two nodes: {time.monotonic() - began:.0f} s, at most {gb} of all processes together")
     assert done.status == 0, done.output[-3000:] + logs(site)
     run = site.path / RUN
     layout = json.loads((run / "ray.json").read_text())
@@ -61,8 +63,6 @@ def test_a_run_over_two_nodes_finishes_and_leaves_nothing_running(site, slurm, t
     assert not (run / "checkpoints").exists()
     wait_for_the_end(slurm)
     assert not list(temporary.glob("restool-ray-*"))
-    gb = {name: f"{value / 2**20:.1f} GB" for name, value in peak.items()}
-    print(f"verl over two nodes: {time.monotonic() - began:.0f} s, at most {gb} of all processes together")
 
 
 def test_every_node_gives_all_its_gpus_to_ray(site):
@@ -134,7 +134,7 @@ def of_jobs() -> list[tuple[str, int]]:
                 entry.split(b"=", 1) for entry in (folder / "environ").read_bytes().split(b"\0") if b"=" in entry
             )
             is_zombie = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            if b"SLURM_JOB_ID" in variables and not is_zombie:
+            if variables.get(b"SLURM_CLUSTER_NAME") == b"restool" and not is_zombie:
                 found.append((variables.get(b"SLURMD_NODENAME", b"").decode(), int(folder.name)))
     return found
 

@@ -27,7 +27,7 @@ echo $! $$ >> "$0.processes"
 for option in "$@"; do case $option in --temp-dir=*) mkdir "${option#--temp-dir=}/session";; esac; done
 [ -e "$0.broken" ] && { echo "no port"; exit 1; }
 echo "Ray runtime started."
-sleep 600
+exec sleep 600
 """
 # Runs its command as if on the other node.
 SRUN = """#!/bin/sh
