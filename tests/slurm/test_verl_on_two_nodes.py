@@ -40,14 +40,17 @@ PATIENCE = 1500  # seconds, for a busy machine
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A folder for the jobs' temporary files, as short as the machine's own must be for Ray to work below it."""
+    """A folder for the jobs' temporary files, by whose name in their variables all their processes are known.
+
+    As short as the machine's own must be for Ray to work below it.
+    """
     with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as folder:
         yield Path(folder)
 
 
 def test_a_run_over_two_nodes_finishes_and_leaves_nothing_running(site, slurm, temporary):
     began = time.monotonic()
-    with memory_of_jobs() as peak:
+    with memory_of_jobs(temporary) as peak:
         done = site.call(*CALL, timeout=2400, TMPDIR=str(temporary))
     gb = {name: f"{value / 2**20:.1f} GB" for name, value in peak.items()}
     print(f"verl over two nodes: {time.monotonic() - began:.0f} s, at most {gb} of all processes together")
@@ -61,7 +64,7 @@ def test_a_run_over_two_nodes_finishes_and_leaves_nothing_running(site, slurm, t
     check_metrics(run)
     assert (run / "done.json").exists()
     assert not (run / "checkpoints").exists()
-    wait_for_the_end(slurm)
+    wait_for_the_end(slurm, temporary)
     assert not list(temporary.glob("restool-ray-*"))
 
 
@@ -76,35 +79,35 @@ def test_every_node_gives_all_its_gpus_to_ray(site):
         assert (site.path / "out" / node).read_text().split()[0] == "0,1"
 
 
-def test_nothing_is_left_of_a_cancelled_job_and_the_next_call_resumes(site, slurm):
-    process = site.start(*CALL, output=subprocess.DEVNULL)
+def test_nothing_is_left_of_a_cancelled_job_and_the_next_call_resumes(site, slurm, temporary):
+    process = site.start(*CALL, output=subprocess.DEVNULL, TMPDIR=str(temporary))
     try:
         saved = site.path / RUN / "checkpoints/latest_checkpointed_iteration.txt"
         slurm.wait_for(lambda: saved.exists() and saved.read_text() == "1", "checkpoint", PATIENCE)
-        assert {node for node, _ in of_jobs()} == {"n1", "n2"}
+        assert {node for node, _ in of_jobs(temporary)} == {"n1", "n2"}
         slurm.ask("scancel", *[line.split("|")[0] for line in slurm.jobs()])
-        wait_for_the_end(slurm)
+        wait_for_the_end(slurm, temporary)
         assert process.wait(PATIENCE) != 0
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert not (site.path / RUN / "done.json").exists()
 
-    done = site.call(*CALL, timeout=2400)
+    done = site.call(*CALL, timeout=2400, TMPDIR=str(temporary))
     assert done.status == 0, done.output[-3000:] + logs(site)
     assert "resuming after step 1" in logs(site)
     check_metrics(site.path / RUN)
-    wait_for_the_end(slurm)
+    wait_for_the_end(slurm, temporary)
 
 
-def wait_for_the_end(slurm) -> None:
-    """Slurm's own part of a job ends a moment after it has said that the job is over; Ray must not."""
-    slurm.wait_for(lambda: not of_jobs(), f"end of {commands()}", 60)
+def wait_for_the_end(slurm, temporary: Path) -> None:
+    """Slurm's own part of a job ends a moment after it has said that the job is over."""
+    slurm.wait_for(lambda: not of_jobs(temporary), f"end of {commands(temporary)}", 60)
 
 
-def commands() -> list[str]:
+def commands(temporary: Path) -> list[str]:
     found = []
-    for _, pid in of_jobs():
+    for _, pid in of_jobs(temporary):
         with contextlib.suppress(OSError):
             found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:150])
     return found
@@ -125,7 +128,7 @@ def logs(site) -> str:
     return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in paths if path.exists())
 
 
-def of_jobs() -> list[tuple[str, int]]:
+def of_jobs(temporary: Path) -> list[tuple[str, int]]:
     """Node and process id of all that runs in a job of Slurm, or was started by one."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -134,13 +137,14 @@ def of_jobs() -> list[tuple[str, int]]:
                 entry.split(b"=", 1) for entry in (folder / "environ").read_bytes().split(b"\0") if b"=" in entry
             )
             is_zombie = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            if variables.get(b"SLURM_CLUSTER_NAME") == b"restool" and not is_zombie:
+            of_job = b"SLURM_JOB_ID" in variables and variables.get(b"TMPDIR") == str(temporary).encode()
+            if of_job and not is_zombie:
                 found.append((variables.get(b"SLURMD_NODENAME", b"").decode(), int(folder.name)))
     return found
 
 
 @contextmanager
-def memory_of_jobs() -> Iterator[dict[str, int]]:
+def memory_of_jobs(temporary: Path) -> Iterator[dict[str, int]]:
     """The largest sums of memory of the jobs' processes seen meanwhile, in kB: Pss counts shared pages once."""
     peak = {"Pss": 0, "Rss": 0}
     over = threading.Event()
@@ -148,7 +152,7 @@ def memory_of_jobs() -> Iterator[dict[str, int]]:
     def look() -> None:
         while not over.wait(2):
             sums = dict.fromkeys(peak, 0)
-            for _, pid in of_jobs():
+            for _, pid in of_jobs(temporary):
                 with contextlib.suppress(OSError):
                     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
                         name, _, rest = line.partition(":")
