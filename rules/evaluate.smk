@@ -4,7 +4,7 @@
 rule evaluate:
     input:
         trained=TRAINED,
-        data=lambda wildcards: prepared_of(wildcards.run),
+        data=data_of,
         answers=answers_of,
         checker=ancient(checker_of),
     output:
@@ -18,8 +18,8 @@ rule evaluate:
         **asks(evaluating),
     params:
         plan=PLAN,
-        settings=lambda wildcards: evaluation_hash(wildcards.run),
-        definition=lambda wildcards: definition_of(wildcards.benchmark),
+        settings=evaluation_hash,
+        definition=definition_hash,
     message:
         "Evaluate {wildcards.run} on {wildcards.benchmark}"
     shell:

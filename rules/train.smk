@@ -7,9 +7,9 @@ a job that was killed, so that the rerun goes on where it stopped.
 
 rule train:
     input:
-        data=lambda wildcards: prepared_of(wildcards.run),
-        start=lambda wildcards: start_of(wildcards.run),
-        environment=lambda wildcards: training_environment_of(wildcards.run),
+        data=data_of,
+        start=model_of,
+        environment=trained_in,
     output:
         TRAINED,
     log:
@@ -22,7 +22,7 @@ rule train:
         **asks(training),
     params:
         plan=PLAN,
-        config_hash=lambda wildcards: plan.run(wildcards.run).config_hash,
+        config_hash=training_hash,
     message:
         "Train {wildcards.run}"
     shell:

@@ -5,12 +5,14 @@ No rules here; the rule files use these names. A request that cannot be met ends
 
 import functools
 import importlib.util
+import inspect
 import os
 import shlex
 import sys
 from pathlib import Path
 
 import yaml
+from snakemake.common import overwrite_function_params
 
 from restool import costs, environments, files, integrity
 from restool.core.errors import RestoolError
@@ -137,6 +139,12 @@ wildcard_constraints:
     benchmark="[^/]+",
 
 
+def known(function):
+    """Snakemake inspects every function for its parameters, several times a job, unless it is told them."""
+    overwrite_function_params(function, inspect.signature(function).parameters)
+    return function
+
+
 def prepared_of(run):
     """Manifest of the data that a run uses."""
     return PREPARED.format(prepared=plan.run(run).prepared)
@@ -166,21 +174,49 @@ def training_environment_of(run):
     return ancient(environment_of(name)) if name else []
 
 
+@known
+def data_of(wildcards):
+    return prepared_of(wildcards.run)
+
+
+@known
+def model_of(wildcards):
+    return start_of(wildcards.run)
+
+
+@known
+def trained_in(wildcards):
+    return training_environment_of(wildcards.run)
+
+
+@known
 def checker_of(wildcards):
     """The tool environment that a benchmark needs, if it needs one."""
     name = benchmark_of(wildcards.benchmark).settings.environment
     return [environment_of(name)] if name else []
 
 
+@known
 def answers_of(wildcards):
     """The evaluation whose answers a benchmark scores, if it asks no model itself."""
     after = benchmark_of(wildcards.benchmark).settings.after
     return [SUMMARY.format(run=wildcards.run, benchmark=after)] if after else []
 
 
-def evaluation_hash(run):
+@known
+def training_hash(wildcards):
+    return plan.run(wildcards.run).config_hash
+
+
+@known
+def evaluation_hash(wildcards):
     """Changes with the evaluation settings: they re-score, but never retrain."""
-    return files.content_hash(plan.run(run).config["eval"])
+    return files.content_hash(plan.run(wildcards.run).config["eval"])
+
+
+@known
+def definition_hash(wildcards):
+    return definition_of(wildcards.benchmark)
 
 
 def summaries():
@@ -244,7 +280,8 @@ def always(mem_mb, runtime):
 def asks(needs):
     """Resources of a rule. ``needs``: function of wildcards to what the job needs, one of the above.
 
-    Snakemake works out every one for every job, in dry runs too: names that the site file does not give are left away.
+    Snakemake works out every one for every job, in dry runs too: what nothing in the plan or the site file asks for is
+    left away.
     """
     found = {
         "mem_mb": lambda wildcards, attempt: int(needs(wildcards)["mem_mb"] * site.memory_factor * attempt),
@@ -252,8 +289,7 @@ def asks(needs):
             needs(wildcards)["runtime"] * site.runtime_factor * attempt
         ),
         "cpus_per_task": threads(needs),
-        "nodes": lambda wildcards: nodes_of(needs(wildcards)),
-        **devices(needs),
+        **(devices(needs) if uses_devices() else {}),
     }
     if site.partition or site.gpu_partition:
         found["slurm_partition"] = lambda wildcards: (
@@ -261,7 +297,16 @@ def asks(needs):
         )
     if site.account:
         found["slurm_account"] = site.account
-    return found
+    return {name: known(value) if callable(value) else value for name, value in found.items()}
+
+
+@functools.cache
+def uses_devices():
+    """Whether any job of the plan takes a GPU or several nodes."""
+    asked = [run.resources for run in plan.runs]
+    asked += [evaluation_needs(run.id, name) for run in plan.runs for name in run.evaluations]
+    asked += [measuring(None)] if plan.variance_subject else []
+    return any(needed["gpus"] or nodes_of(needed) > 1 for needed in asked)
 
 
 def nodes_of(needed):
@@ -286,6 +331,7 @@ def devices(needs):
         return f"{name}:{-(-gpus // nodes_of(needs(wildcards)))}"
 
     found = {
+        "nodes": lambda wildcards: nodes_of(needs(wildcards)),
         "gpu": lambda wildcards: given(wildcards, False),
         "gres": share,
         "tasks": lambda wildcards: 0 if needs(wildcards)["gpus"] else nodes_of(needs(wildcards)),
@@ -296,7 +342,7 @@ def devices(needs):
 
 
 def threads(needs):
-    return lambda wildcards: needs(wildcards)["threads"]
+    return known(lambda wildcards: needs(wildcards)["threads"])
 
 
 def closing_lines():
