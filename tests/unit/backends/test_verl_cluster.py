@@ -4,6 +4,7 @@ place of both; `tests/slurm/test_verl_on_two_nodes.py` has the real ones."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,12 +120,19 @@ def test_nothing_of_ray_outlives_the_program(programs, kind):
     head_itself = left[1]
     expected = left if kind == signal.SIGTERM else [head_itself, *left[2:]]  # Ray's own processes die with `ray start`
     deadline = time.monotonic() + 30
-    while any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in expected):
+    other = folder_of(programs, "n2")
+    while other.exists() or any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in expected):
         assert time.monotonic() < deadline, expected
         time.sleep(0.1)
     for each in left:
         if each.is_running():
             each.kill()
+    assert folder_of(programs, "n1").exists() == (kind == signal.SIGKILL), "nobody is left to remove it"
+    shutil.rmtree(folder_of(programs, "n1"), ignore_errors=True)
+
+
+def folder_of(programs: Path, node_name: str) -> Path:
+    return Path((programs / f"ray-python.{node_name}").read_text().split("--temp-dir=")[1].split()[0])
 
 
 def of_ray(programs: Path) -> list[psutil.Process]:
