@@ -9,8 +9,9 @@ import pytest
 import torch
 from small_runs import settings
 
+from restool.backends.demonstrations import Curriculum, Example
 from restool.backends.local.packing import TokenScorer
-from restool.backends.local.sft import Curriculum, Example, trees_of
+from restool.backends.local.sft import trees_of
 from restool.core.errors import DataError
 from restool.data.rows import read_demonstrations
 from restool.models import chat, loading
