@@ -221,6 +221,7 @@ class VerlSettings(Settings):
         30, gt=0, description="without a new step and without anything new in verl's log for so long, a run is ended"
     )
     overrides: list[str] = Field([], description="further Hydra overrides of verl's own configuration")
+    sft_overrides: list[str] = Field([], description="the same for the configuration of verl's supervised trainer")
 
 
 class BackendSettings(Settings):

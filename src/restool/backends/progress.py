@@ -12,15 +12,15 @@ class Progress:
     """A line now and then: where training is, and how long it will take."""
 
     def __init__(self, report: Callable[[str], None], begin: int, total: int):
-        self._report, self._begin, self._total = report, begin, total
+        self.report, self.begin, self._total = report, begin, total
         self._every = max(1, total // _LINES)
         self._started = time.perf_counter()
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
         if step % self._every and step != self._total:
             return
-        seconds = (time.perf_counter() - self._started) / (step - self._begin)
-        self._report(
+        seconds = (time.perf_counter() - self._started) / (step - self.begin)
+        self.report(
             f"step {step}/{self._total}{_summary(metrics)} | {_duration(seconds)} a step, "
             f"{_duration(seconds * (self._total - step))} left"
         )

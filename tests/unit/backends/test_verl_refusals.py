@@ -68,13 +68,13 @@ def damage_by_a_full_disk(part):
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, damage, part):
     for step in (2, 4):
         save(tmp_path, step)
-    assert checkpoints.settle(tmp_path, 2, ("actor",)) == 4
+    assert checkpoints.settle(tmp_path, checkpoints.of_rl(2, ("actor",))) == 4
     damage(tmp_path / "global_step_4" / part)
-    assert checkpoints.settle(tmp_path, 2, ("actor",)) == 2
+    assert checkpoints.settle(tmp_path, checkpoints.of_rl(2, ("actor",))) == 2
     assert (tmp_path / checkpoints.NOTE).read_text() == "2", "verl goes on from there"
     assert not (tmp_path / "global_step_4").exists()
     damage(tmp_path / "global_step_2" / part)
-    assert checkpoints.settle(tmp_path, 2, ("actor",)) == 0
+    assert checkpoints.settle(tmp_path, checkpoints.of_rl(2, ("actor",))) == 0
     assert not (tmp_path / checkpoints.NOTE).exists(), "from the beginning"
 
 
@@ -83,9 +83,9 @@ def test_what_verl_had_not_noted_yet_and_a_missing_critic_do_not_count(tmp_path)
     save(tmp_path, 2, model="critic")
     save(tmp_path, 4)
     (tmp_path / checkpoints.NOTE).write_text("2")  # killed while it wrote the next
-    assert checkpoints.settle(tmp_path, 2, ("actor", "critic")) == 2
+    assert checkpoints.settle(tmp_path, checkpoints.of_rl(2, ("actor", "critic"))) == 2
     (tmp_path / "global_step_2" / "critic" / "model_world_size_2_rank_0.pt").unlink()
-    assert checkpoints.settle(tmp_path, 2, ("actor", "critic")) == 0
+    assert checkpoints.settle(tmp_path, checkpoints.of_rl(2, ("actor", "critic"))) == 0
 
 
 def test_logs_behind_the_last_whole_checkpoint_are_cut_back(prepared, tmp_path):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from small_runs import begin, settings
 
+from restool.backends.progress import Progress
 from restool.backends.verl import launch, supervision
 from restool.core.errors import RunError
 
@@ -52,7 +53,7 @@ def chosen():
 
 def start(run, program: str, *arguments: object) -> None:
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    launch._run(command, run, chosen(), 0, lambda line: None, None)
+    launch._run(command, run, chosen(), Progress(lambda line: None, 0, 3), None)
 
 
 def is_running(pid_file: Path) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from restool.settings import SFTSettings
+
 
 def warmup_constant_linear(step: int, steps: int, warmup: int, constant: float, final: float) -> float:
     """Factor on the learning rate of step 1..steps: linear warm-up, constant up to the share ``constant`` of the
@@ -20,6 +22,13 @@ def warmup_constant_linear(step: int, steps: int, warmup: int, constant: float, 
     held = constant * steps
     fall = max(0.0, step - held) / max(steps - held, 1e-9)
     return ramp * (1 - (1 - final) * min(fall, 1.0))
+
+
+def factor_of_sft(settings: SFTSettings, step: int, steps: int) -> float:
+    """Factor on the learning rate of step 1..steps of a supervised run."""
+    return warmup_constant_linear(
+        step, steps, settings.warmup_steps, settings.constant_fraction, settings.final_learning_rate
+    )
 
 
 def linear_decay(step: int, steps: int, final: float) -> float:

@@ -18,7 +18,6 @@ from restool.backends.local.packing import TokenScorer, Tree
 from restool.backends.local.session import Session
 from restool.models import chat
 from restool.models.offsets import Decoder
-from restool.settings import SFTSettings
 
 
 def train(session: Session, record: Algorithm, prepared: Path) -> None:
@@ -49,7 +48,7 @@ def train(session: Session, record: Algorithm, prepared: Path) -> None:
             micro = (loss_BT * share).sum()
             micro.backward()
             loss += float(micro.detach())
-        factor = learning_rate_factor(settings, number, curriculum.steps)
+        factor = optimisation.factor_of_sft(settings, number, curriculum.steps)
         norm = optimiser.step(factor)
         tokens = sum(map(len, batch))
         return {
@@ -82,9 +81,3 @@ def _common_prefix(prompts: Sequence[list[int]]) -> int:
     """How many ids all prompts begin with: those that the first and the last in sorted order share."""
     low, high = min(prompts), max(prompts)
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-
-
-def learning_rate_factor(settings: SFTSettings, step: int, steps: int) -> float:
-    return optimisation.warmup_constant_linear(
-        step, steps, settings.warmup_steps, settings.constant_fraction, settings.final_learning_rate
-    )

@@ -4,7 +4,8 @@ The same path on a CPU and on a cluster. `configuration` says what the settings 
 `folding` what the registry's methods are to its loss; `launch` runs it; `inside` is what runs there, `cpu_only` what is
 different without a GPU. What comes out is the run directory of every backend.
 
-verl has no part in supervised runs and in untrained models: those are the local backend's, on one device.
+Supervised runs go through verl's supervised trainer (`supervised`), on the devices of one node, without Ray. verl has
+no part in untrained models.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ __all__ = ["check", "offers", "train"]
 def train(
     run: RunDirectory, settings: RunSettings, prepared: Path, start: str | Path, *, report: Callable[[str], None]
 ) -> None:
-    """As `backends.local.train`; reinforcement learning happens in the environment that ``backend.verl`` names."""
+    """As `backends.local.train`; training happens in the environment that ``backend.verl`` names."""
     check(settings)
-    if algorithms.get(settings.method.algorithm).kind != "rl":
-        local.train(run, settings, prepared, start, report=report)
+    if algorithms.get(settings.method.algorithm).kind == "none":
+        on_a_cpu = settings.backend.model_copy(update={"device": "cpu"})  # copied, and its job has no GPU
+        local.train(run, settings.model_copy(update={"backend": on_a_cpu}), prepared, start, report=report)
         return
     from restool.backends.verl import launch
 

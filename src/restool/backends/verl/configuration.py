@@ -18,6 +18,7 @@ from restool.core.errors import ConfigurationError
 from restool.settings import RunSettings, VerlSettings
 
 TRAINER = "restool"
+REINFORCED, SUPERVISED = "ppo_trainer", "sft_trainer_engine"  # verl's names for the configurations of its trainers
 POLICY_LOSS = "restool_weighted_token_mean"
 KEPT_CHECKPOINTS = 2
 # Our aggregates → verl's, with the aggregate whose shares verl's has when every token weighs the same.
@@ -37,6 +38,8 @@ def check(settings: RunSettings) -> None:
     """ConfigurationError for what verl cannot carry, with the reason."""
     verl(settings)
     record, rl = algorithms.get(settings.method.algorithm), settings.training.rl
+    if record.kind == "sft":
+        _check_sft(settings)
     if record.kind != "rl":
         return
     if not record.verl:
@@ -64,6 +67,20 @@ def check(settings: RunSettings) -> None:
     if rl.micro_tokens < longest:
         raise ConfigurationError(
             f"training.rl.micro_tokens={rl.micro_tokens} must hold a prompt with its answer; raise it to {longest}"
+        )
+
+
+def _check_sft(settings: RunSettings) -> None:
+    sft, devices = settings.training.sft, verl(settings).gpus_per_node
+    if sft.batch % devices:
+        raise ConfigurationError(
+            f"training.sft.batch={sft.batch}: verl gives each of backend.verl.gpus_per_node={devices} devices as many "
+            "demonstrations; choose a multiple"
+        )
+    if sft.micro_tokens < sft.max_tokens:
+        raise ConfigurationError(
+            f"training.sft.micro_tokens={sft.micro_tokens} must hold the longest demonstration; raise it to "
+            f"training.sft.max_tokens={sft.max_tokens}"
         )
 
 

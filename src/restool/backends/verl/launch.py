@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import restool
 from restool import algorithms, environments, files
 from restool.backends.progress import Progress
-from restool.backends.verl import checkpoints, cluster, configuration, cpu_only, node, supervision
+from restool.backends.verl import checkpoints, cluster, configuration, cpu_only, node, supervised, supervision
 from restool.core.errors import ModelError, RunError
 from restool.runs import RunDirectory
 from restool.settings import RunSettings
@@ -32,32 +33,51 @@ def train(run: RunDirectory, settings: RunSettings, prepared: Path, start: str |
     begin = _cut_back(run, settings)
     if begin:
         report(f"{run.id}: resuming after step {begin}")
+    steps = settings.training.rl.steps
+    if is_supervised(settings):
+        steps = supervised.write(settings, run.checkpoints, prepared, folder, report)
     merged = run.checkpoints / "merged.pt"
-    request = request_of(settings, run.path, prepared, folder) | {"merged": str(merged.resolve())}
+    request = request_of(settings, run.path, prepared, folder) | {"merged": str(merged.resolve()), "steps": steps}
     path = run.path / "verl.json"
     started = time.perf_counter()
     if not merged.exists():
         files.write_json(path, request)
+        command = [*_program(settings, python), "train", str(path)]
         environment = variables(settings.backend.device)
-        with (
-            supervision.leaving_on_sigterm(),
-            cluster.ray(settings, python, environment, run.path / "ray.log", report) as address,
-        ):
-            _run([str(python), "-m", PROGRAM, "train", str(path)], run, settings, begin, report, address)
-    _finish(run, settings, folder, merged, time.perf_counter() - started)
+        ray = cluster.ray(settings, python, environment, run.path / "ray.log", report)
+        with supervision.leaving_on_sigterm(), nullcontext() if is_supervised(settings) else ray as address:
+            _run(command, run, settings, Progress(report, begin, steps), address)
+    _finish(run, settings, folder, merged, steps, time.perf_counter() - started)
+
+
+def is_supervised(settings: RunSettings) -> bool:
+    return algorithms.get(settings.method.algorithm).kind == "sft"
+
+
+def _program(settings: RunSettings, python: Path) -> list[str]:
+    """The program that trains: one process that steers Ray, or, for a supervised run, one a device of this node."""
+    each = ["--standalone", f"--nproc-per-node={configuration.verl(settings).gpus_per_node}"]
+    launcher = ["-m", "torch.distributed.run", *each] if is_supervised(settings) else []
+    return [str(python), *launcher, "-m", PROGRAM]
 
 
 def request_of(settings: RunSettings, run: Path, prepared: Path, start: Path) -> dict[str, Any]:
     """What the program in the isolated environment is asked for, as JSON."""
     run, prepared = run.resolve(), prepared.resolve()
-    pins = environments.pins(configuration.verl(settings).environment)
+    chosen = configuration.verl(settings)
+    pins = environments.pins(chosen.environment)
+    if is_supervised(settings):
+        values = supervised.values(settings, run, start)
+        found = {"trainer": configuration.SUPERVISED, "values": values, "overrides": chosen.sft_overrides}
+    else:
+        values = configuration.values(settings, run, prepared, start)
+        found = {"trainer": configuration.REINFORCED, "values": values, "overrides": chosen.overrides}
     return {
+        **found,
         "name": settings.run_id,
         "run": str(run),
         "prepared": str(prepared),
         "settings": settings.model_dump(mode="json"),
-        "values": configuration.values(settings, run, prepared, start),
-        "overrides": configuration.verl(settings).overrides,
         "versions": {package: pins[package] for package in _EXACT if package in pins},
     }
 
@@ -90,33 +110,24 @@ def model_folder(start: str | Path, revision: str | None) -> Path:
         raise ModelError(f"{start} has not been fetched; run `restool prepare` where there is a network") from error
 
 
-def _run(
-    command: list[str], run: RunDirectory, settings: RunSettings, begin: int, report: Report, address: str | None
-) -> None:
+def _run(command: list[str], run: RunDirectory, settings: RunSettings, progress: Progress, address: str | None) -> None:
     """Start the program, tell what it logs, end it if it does not get on or this process is told to end."""
     log = run.path / "verl.log"
     environment = variables(settings.backend.device)
     if address:
         environment["RAY_ADDRESS"] = address
-    report(f"{run.id}: starting verl (its output: {log})")
+    progress.report(f"{run.id}: starting verl (its output: {log})")
     stall = supervision.Stall(log, configuration.verl(settings).stall_minutes)
     with node.folder() as temporary:
         environment["RAY_TMPDIR"] = str(temporary)
         with supervision.started(command, environment, log) as process:
-            _watch(process, run, settings, begin, report, stall)
+            _watch(process, run, progress, stall)
     if process.returncode:
         raise RunError(f"verl ended with status {process.returncode}: {_cause(log)} (all of it: {log})")
 
 
-def _watch(
-    process: subprocess.Popen[bytes],
-    run: RunDirectory,
-    settings: RunSettings,
-    begin: int,
-    report: Report,
-    stall: supervision.Stall,
-) -> None:
-    progress, told = Progress(report, begin, settings.training.rl.steps), begin
+def _watch(process: subprocess.Popen[bytes], run: RunDirectory, progress: Progress, stall: supervision.Stall) -> None:
+    told = progress.begin
     while True:
         ended = process.poll() is not None
         for row in run.metrics()[told:]:
@@ -137,20 +148,24 @@ def _cause(log: Path) -> str:
 def _cut_back(run: RunDirectory, settings: RunSettings) -> int:
     """The step of the last whole checkpoint; what was logged behind it is done again."""
     chosen = configuration.verl(settings)
-    has_critic = algorithms.get(settings.method.algorithm).advantage == "gae"
-    models = ("actor", "critic") if has_critic else ("actor",)
-    step = checkpoints.settle(run.checkpoints, chosen.nodes * chosen.gpus_per_node, models)
+    if is_supervised(settings):
+        parts = checkpoints.of_sft(chosen.gpus_per_node)
+    else:
+        has_critic = algorithms.get(settings.method.algorithm).advantage == "gae"
+        models = ("actor", "critic") if has_critic else ("actor",)
+        parts = checkpoints.of_rl(chosen.nodes * chosen.gpus_per_node, models)
+    step = checkpoints.settle(run.checkpoints, parts)
     for log in (run.metrics_path, run.rollouts_path):
         if log.exists():
             files.write_json_lines(log, [row for row in files.read_json_lines(log) if row["step"] <= step])
     return step
 
 
-def _finish(run: RunDirectory, settings: RunSettings, start: Path, merged: Path, seconds: float) -> None:
+def _finish(run: RunDirectory, settings: RunSettings, start: Path, merged: Path, steps: int, seconds: float) -> None:
     """Check the log, write the model in Hugging Face format, then done.json; drop the checkpoints last."""
     metrics = run.metrics()
-    if [row.get("step") for row in metrics] != list(range(1, settings.training.rl.steps + 1)):
-        raise RunError(f"{run.metrics_path} holds {len(metrics)} of {settings.training.rl.steps} steps; see verl.log")
+    if [row.get("step") for row in metrics] != list(range(1, steps + 1)):
+        raise RunError(f"{run.metrics_path} holds {len(metrics)} of {steps} steps; see verl.log")
     import torch
 
     from restool.models import loading

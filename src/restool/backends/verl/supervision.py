@@ -52,7 +52,7 @@ def started(
             stderr=subprocess.STDOUT if log else None,
             env={**environment, MARK: name},
             start_new_session=True,
-            preexec_fn=None if listens else _end_with_parent,
+            preexec_fn=None if listens else end_with_parent,
         )
     try:
         yield process
@@ -135,6 +135,6 @@ def _sweep(name: str) -> None:
     psutil.wait_procs(left, timeout=10)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child: die when the parent does, however it dies; two runs in one directory would spoil it."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -41,6 +41,14 @@ SETTINGS: dict[str, Any] = {
     "ray_kwargs.ray_init.include_dashboard": False,
 }
 
+# Of verl's supervised trainer.
+SFT_SETTINGS: dict[str, Any] = {
+    "model.override_config.attn_implementation": "sdpa",
+    "engine.use_torch_compile": False,
+    "engine.dtype": "float32",
+    "engine.mixed_precision": {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
+}
+
 # What each node of Ray has. Ray counts logical resources: one "GPU" is the machine, and verl's pools ask for more CPUs
 # than a laptop has. Said to whoever starts Ray: it takes none of this from who joins it.
 RAY = {"num_cpus": 32, "object_store_memory": 500_000_000}

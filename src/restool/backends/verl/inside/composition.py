@@ -20,18 +20,23 @@ _UNLISTED = (
     "actor_rollout_ref.rollout.engine_kwargs.vllm",
     "data.apply_chat_template_kwargs",
     "ray_kwargs.ray_init",
+    "model.override_config",
+    "engine.mixed_precision",
 )
 
 
 def composed(
-    values: Mapping[str, Any], overrides: Sequence[str] = (), ours: Mapping[str, Any] | None = None
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    ours: Mapping[str, Any] | None = None,
+    defaults_of: str = "ppo_trainer",
 ) -> DictConfig:
-    """verl's configuration with ``values`` (dotted keys), then Hydra ``overrides``; ``ours`` becomes ``restool``.
+    """verl's configuration of the trainer ``defaults_of`` with ``values`` (dotted keys), then Hydra ``overrides``.
 
-    A key that verl does not know is an error of Hydra or OmegaConf that names it.
+    ``ours`` becomes ``restool``. A key that verl does not know is an error of Hydra or OmegaConf that names it.
     """
     with initialize_config_dir(str(defaults()), version_base=None):
-        config = compose("ppo_trainer", list(overrides))
+        config = compose(defaults_of, list(overrides))
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
     for key, value in values.items():
         if key not in given:

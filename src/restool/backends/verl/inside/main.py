@@ -1,7 +1,7 @@
 """``python -m restool.backends.verl.inside.main {check,train} REQUEST.json``, in the environment of verl.
 
 ``check``: compose and validate, without devices; one line of JSON for each run of the request. ``train``: run, then put
-the last checkpoint's weights together.
+the last checkpoint's weights together; a supervised run is started once a device, by ``torch.distributed.run``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from restool.backends.verl.configuration import SUPERVISED
 from restool.backends.verl.inside import composition
 
 
@@ -32,23 +33,29 @@ def main(arguments: list[str]) -> int:
 
 def _compose(request: dict[str, Any]) -> Any:
     ours = {name: request[name] for name in ("settings", "run", "prepared")}
-    return composition.composed(request["values"], request["overrides"], ours)
+    return composition.composed(request["values"], request["overrides"], ours, request["trainer"])
 
 
 def _check(request: dict[str, Any]) -> dict[str, Any]:
     """What verl says to one run's configuration."""
     started = time.perf_counter()
     try:
-        _validate(_compose(request))
+        _validate(request, _compose(request))
         fault = None
     except Exception as error:  # verl asserts, OmegaConf and dataclasses raise what they like
         fault = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return {"run": request["name"], "fault": fault, "seconds": time.perf_counter() - started}
 
 
-def _validate(config: Any) -> None:
+def _validate(request: dict[str, Any], config: Any) -> None:
     from contextlib import redirect_stdout
 
+    if request["trainer"] == SUPERVISED:
+        from verl.utils.config import omega_conf_to_dataclass
+
+        for section in ("model", "engine", "optim", "checkpoint", "profiler"):
+            omega_conf_to_dataclass(config[section])
+        return
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
@@ -86,25 +93,35 @@ def _train(request: dict[str, Any]) -> None:
     _require_versions(request["versions"])
     _require_gpus(request["settings"])
     config = _compose(request)
-    _validate(config)
+    _validate(request, config)
+    run = Path(request["run"])
+    is_supervised = request["trainer"] == SUPERVISED
+    is_first = not is_supervised or os.environ["RANK"] == "0"
+    if is_first:
+        (run / "verl.yaml").write_text(OmegaConf.to_yaml(config))
+    if is_supervised:
+        from restool.backends.verl.inside import supervised
+
+        supervised.run(config)
+    else:
+        _reinforce(request, config)
+    if is_first:
+        from restool.backends.verl.inside import export
+
+        last = run / "checkpoints" / f"global_step_{request['steps']}" / ("" if is_supervised else "actor")
+        export.merge(last, Path(request["merged"]), request["settings"]["model"]["dtype"])
+
+
+def _reinforce(request: dict[str, Any], config: Any) -> None:
     from verl.trainer.main_ppo import run_ppo
 
-    from restool.backends.verl.inside import export
     from restool.backends.verl.inside.runner import TaskRunner
 
     if request["settings"]["backend"]["device"] == "cpu":
         from restool.backends.verl.cpu_only import driver
 
         driver.be_patient()
-    run = Path(request["run"])
-    (run / "verl.yaml").write_text(OmegaConf.to_yaml(config))
     run_ppo(config, task_runner_class=TaskRunner)
-    steps = request["settings"]["training"]["rl"]["steps"]
-    export.merge(
-        run / "checkpoints" / f"global_step_{steps}" / "actor",
-        Path(request["merged"]),
-        request["settings"]["model"]["dtype"],
-    )
 
 
 if __name__ == "__main__":
