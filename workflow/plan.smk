@@ -85,7 +85,7 @@ def make_again(damaged):
 def require_nodes():
     """A job that no node of the cluster can hold would wait for ever, or be refused in words that name no setting."""
     layouts = [
-        costs.verl_layout(run.config) for run in plan.runs if run.kind == "rl" and run.resources["gpus"]
+        costs.verl_layout(run.config) for run in plan.runs if run.kind != "none" and run.resources["gpus"]
     ]
     most = max((layout["gpus_per_node"] for layout in layouts if layout), default=0)
     if most > site.gpus_per_node and cluster.is_used(sys.argv):

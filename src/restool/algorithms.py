@@ -105,7 +105,7 @@ _RECORDS = (
         _REST,
         summary="Mean negative log-likelihood of the demonstrations' tokens.",
         needs=frozenset({"demonstrations"}),
-        deviations=("plain torch trainer instead of ms-swift; the same loss",),
+        deviations=("plain torch or verl's supervised trainer instead of ms-swift; the same loss",),
         **_SFT,
     ),
     Algorithm(

@@ -27,7 +27,9 @@ ASSUMED_BFCL_ITEMS = {"single": 280, "multi_turn": 200 * 10}
 ASSUMED_TINY_SECONDS = {"sft": 180, "rl": 60, "none": 5, "evaluate": 30, "variance": 60}
 GPU_GB = 80.0  # of the devices that plans assume
 THREADS_PER_GPU = 8  # of a job through verl
-VERL_CPU_MEGABYTES = 12_000  # a tiny model through verl and vLLM on a CPU: about ten processes
+VERL_CPU_MEGABYTES = {"rl": 12_000, "sft": 4_000}  # a tiny model through verl on a CPU; with vLLM about ten processes
+# Models up to about this size share the weights of input and output, and then each process of verl loads a copy.
+MOST_PARAMETERS_TIED = 5e9
 TIME_MARGIN = 2  # what a scheduler is asked for, over what is assumed
 
 
@@ -36,14 +38,14 @@ def resources(config: dict[str, Any], kind: str) -> dict[str, int]:
     ``nodes`` where the configuration says how many."""
     parameters = float(config["model"]["parameters"])
     threads = BackendSettings.model_validate(config["backend"]).threads_of(kind)
-    if kind == "rl" and (layout := verl_layout(config)):
-        return _resources_of_verl(config, layout, parameters)
+    if kind != "none" and verl_layout(config):
+        return _resources_of_verl(config, kind, parameters)
     if parameters <= TINY_PARAMETERS:
         return {"mem_mb": 3000, "runtime": 60, "gpus": 0, "threads": threads}
     return {
         "mem_mb": int(8000 + 6 * parameters / 1e6),
         "runtime": math.ceil(60 * assumed_hours(config, kind) * TIME_MARGIN) + 30,
-        "gpus": 0 if kind == "none" else gpus(parameters),
+        "gpus": 0 if kind == "none" else 1,  # the local backend is one process on one device
         "threads": max(threads, 8),
     }
 
@@ -53,30 +55,47 @@ def verl_layout(config: dict[str, Any]) -> dict[str, Any] | None:
     return config["backend"]["verl"] if config["backend"]["name"] == "verl" else None
 
 
-def _resources_of_verl(config: dict[str, Any], layout: dict[str, Any], parameters: float) -> dict[str, int]:
+def verl_nodes(config: dict[str, Any], kind: str) -> int:
+    """How many nodes a run through verl takes: a supervised one never more than one."""
+    return config["backend"]["verl"]["nodes"] if kind == "rl" else 1
+
+
+def _resources_of_verl(config: dict[str, Any], kind: str, parameters: float) -> dict[str, int]:
     """Memory and threads are those of each node, GPUs those of all nodes together."""
-    nodes = layout["nodes"]
+    layout, nodes = config["backend"]["verl"], verl_nodes(config, kind)
     if config["backend"]["device"] == "cpu":
-        return {"mem_mb": VERL_CPU_MEGABYTES, "runtime": 60, "gpus": 0, "threads": 2, "nodes": nodes}
-    # A copy of the model as it is loaded, the offloaded state if there is any, and room for Ray and its workers.
+        threads = 2 if kind == "rl" else 1
+        return {"mem_mb": VERL_CPU_MEGABYTES[kind], "runtime": 60, "gpus": 0, "threads": threads, "nodes": nodes}
+    # The model as it is loaded, in float32, the offloaded state if there is any, and room for Ray and its workers.
+    copies = layout["gpus_per_node"] if parameters < MOST_PARAMETERS_TIED else 1
     state = BYTES_PER_PARAMETER_CHECKPOINT / nodes if layout["offload"] else 0
     return {
-        "mem_mb": int(60_000 + parameters * (2 + state) / 1e6),
-        "runtime": math.ceil(60 * assumed_hours(config, "rl") * TIME_MARGIN) + 30,
+        "mem_mb": int(60_000 + parameters * (4 * copies + state) / 1e6),
+        "runtime": math.ceil(60 * assumed_hours(config, kind) * TIME_MARGIN) + 30,
         "gpus": nodes * layout["gpus_per_node"],
         "threads": THREADS_PER_GPU * layout["gpus_per_node"],
         "nodes": nodes,
     }
 
 
-def gpu_memory_gb(config: dict[str, Any]) -> float:
+def training_state(parameters: float, dtype: str, *, critic: bool, reference: bool) -> dict[str, float]:
+    """Bytes of weights, gradients and optimiser states of all that learns, and of a frozen reference's weights: a lower
+    bound of what training takes, whatever the batch."""
+    parts = {"policy": parameters * BYTES_PER_PARAMETER_TRAINING}
+    if critic:
+        parts["critic"] = parameters * BYTES_PER_PARAMETER_TRAINING
+    if reference:
+        parts["frozen reference"] = parameters * BYTES_PER_PARAMETER_STORED[dtype]
+    return parts
+
+
+def gpu_memory_gb(config: dict[str, Any], kind: str) -> float:
     """Memory of each GPU of a run through verl when it updates, calculated: the sharded training state (weight,
     gradient and two moments in float32) and one layer gathered, without activations; with a critic, of both models."""
-    layout = verl_layout(config)
-    assert layout is not None
     parameters = float(config["model"]["parameters"])
     models = 2 if config["method"]["algorithm"] == "ppo" else 1
-    sharded = models * parameters * BYTES_PER_PARAMETER_TRAINING / (layout["nodes"] * layout["gpus_per_node"])
+    devices = verl_nodes(config, kind) * config["backend"]["verl"]["gpus_per_node"]
+    sharded = models * parameters * BYTES_PER_PARAMETER_TRAINING / devices
     return (sharded + 2 * parameters / (config["model"]["layers"] or 1)) / 1e9
 
 
@@ -149,12 +168,5 @@ def assumed_hours(config: dict[str, Any], kind: str) -> float:
         sft = training["sft"]
         demonstrations = sft["steps"] * sft["batch"] if sft["steps"] else sft["epochs"] * 400
         tokens = demonstrations * (ASSUMED_PROMPT_TOKENS + ASSUMED_ANSWER_TOKENS)
-    layout = verl_layout(config) if kind == "rl" else None
-    devices = layout["nodes"] * layout["gpus_per_node"] if layout else gpus(float(config["model"]["parameters"]))
-    return _hours(config, tokens, devices)
-
-
-def gpus(parameters: float) -> int:
-    """Smallest power of two of 80 GB devices whose memory holds the training state with 40 % to spare."""
-    needed = parameters * BYTES_PER_PARAMETER_TRAINING * 1.4 / 80e9
-    return 2 ** max(0, math.ceil(math.log2(max(needed, 1e-9))))
+    layout = verl_layout(config)
+    return _hours(config, tokens, verl_nodes(config, kind) * layout["gpus_per_node"] if layout else 1)

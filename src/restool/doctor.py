@@ -88,9 +88,9 @@ def _gpu_memory(plan: Plan) -> Iterator[Check]:
     """Whether the training state of each model fits its GPUs; activations come on top."""
     needed: dict[str, float] = {}
     for run in plan.runs:
-        if run.kind == "rl" and costs.verl_layout(run.config) and run.resources["gpus"]:
+        if run.kind != "none" and costs.verl_layout(run.config) and run.resources["gpus"]:
             name = run.config["model"]["name"]
-            needed[name] = max(needed.get(name, 0.0), costs.gpu_memory_gb(run.config))
+            needed[name] = max(needed.get(name, 0.0), costs.gpu_memory_gb(run.config, run.kind))
     for name, gb in needed.items():
         found = f"calculated: {gb:.0f} GB of training state on each; more GPUs: backend.verl.gpus_per_node, nodes"
         yield f"{costs.GPU_GB:.0f} GB a GPU for {name} through verl", gb < costs.GPU_GB, found

@@ -345,6 +345,7 @@ class RunSettings(Settings):
             del values[key]
         if verl := values["backend"]["verl"]:
             del verl["stall_minutes"]
+            del verl["overrides" if kind == "sft" else "sft_overrides"]
         if kind != "none":
             del values["training"]["rl" if kind == "sft" else "sft"]
         return values

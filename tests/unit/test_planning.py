@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from restool import doctor, files, integrity, planning
+from restool.core.errors import ConfigurationError
 from restool.experiments import load_plan
 from restool.runs import RunDirectory
 
@@ -73,13 +74,24 @@ def test_a_finished_run_measures_its_other_seeds_also_in_another_experiment(plan
 
 
 def test_devices_of_the_papers_jobs_follow_from_the_model(tmp_path):
-    one = ["experiment.matrix.models=[qwen3_14b]", "experiment.matrix.methods=[grpo]", "experiment.extra=[]"]
+    one = ["experiment.matrix.models=[qwen3_14b]", "experiment.matrix.methods=[sft,grpo]", "experiment.extra=[]"]
     total = planning.summary(load_plan("paper", one, results=tmp_path), gpus=4, cores=64)
     rows = {(row["kind"], row["model"]): row for row in total["kinds"]}
-    assert rows["train rl", "qwen3_14b"]["gpus"] == total["most_gpus"] == 8
+    assert rows["train rl", "qwen3_14b"]["gpus"] == rows["train sft", "qwen3_14b"]["gpus"] == total["most_gpus"] == 8
     assert rows["evaluate bfcl", "qwen3_14b"]["gpus"] == 1
     assert total["wall_hours"] is None, "four GPUs do not hold it"
     assert total["basis"] == ["assumed"]
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_a_model_that_no_gpu_holds_alone_is_refused_when_the_local_backend_is_planned(method, tmp_path):
+    one = [f"experiment.matrix.methods=[{method}]", "experiment.extra=[]", f"experiment.reference={method}"]
+    chosen = [*one, "experiment.matrix.seeds=[0]", "backend=local"]
+    with pytest.raises(ConfigurationError, match=rf"{method} on qwen3_8b needs 131 GB .*backend=verl shares") as error:
+        load_plan("paper", ["experiment.matrix.models=[qwen3_8b]", *chosen], results=tmp_path)
+    assert "\n" not in str(error.value)
+    plan = load_plan("paper", ["experiment.matrix.models=[qwen3_4b_2507]", *chosen], results=tmp_path)
+    assert {run.resources["gpus"] for run in plan.runs} == {1}
 
 
 def test_damage_is_found_behind_every_output(plan):

@@ -9,12 +9,16 @@ import pytest
 import torch
 from small_runs import settings
 
-from restool import algorithms, backends
+from restool import algorithms, backends, costs, files
 from restool.algorithms import ALGORITHMS
-from restool.backends.verl import configuration, folding
+from restool.backends import demonstrations
+from restool.backends.demonstrations import Curriculum
+from restool.backends.verl import configuration, folding, supervised
 from restool.core.aggregates import AGGREGATES
 from restool.core.errors import ConfigurationError
 from restool.experiments import compose_run, load_plan
+from restool.models import chat, loading
+from restool.models.offsets import Decoder
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPWISE = ["schedule=step", "backend=verl"]
@@ -46,11 +50,13 @@ def test_folded_weights_give_every_token_its_share(record):
         ("training.rl.micro_tokens=64", "raise it to"),
         ("training.rl.normaliser_tokens=77", "its own micro-batches"),
         ("backend.verl=null", "use backend=verl or verl_cpu"),
+        ("method=sft training.sft.batch=8 backend.verl.gpus_per_node=3", "choose a multiple"),
+        ("method=rsft training.sft.micro_tokens=64", "raise it to training.sft.max_tokens"),
     ],
 )
 def test_what_verl_cannot_carry_is_refused_with_the_reason(override, reason):
     with pytest.raises(ConfigurationError, match=reason):
-        backends.check(settings(*VERL, override))
+        backends.check(settings(*VERL, *override.split()))
 
 
 def test_measured_beta_is_refused_and_given_beta_is_not():
@@ -122,6 +128,53 @@ RELEASED = [
 def test_verl_tiny_plans_its_environment_and_its_one_cpu(tmp_path):
     plan = load_plan("verl_tiny", results=tmp_path, write=False)
     assert plan.environments == ["verl-cpu"]
-    assert {run.environment for run in plan.runs if run.kind == "rl"} == {"verl-cpu"}
-    assert {run.environment for run in plan.runs if run.kind != "rl"} == {None}
+    assert {run.kind for run in plan.runs} == {"sft", "rl"}
+    assert {run.environment for run in plan.runs} == {"verl-cpu"}
     assert all(run.resources["gpus"] == 0 for run in plan.runs)
+
+
+def test_supervised_runs_take_the_devices_of_one_node():
+    chosen = [
+        "model=qwen3_14b",
+        "method=tsft",
+        "data=rlla_4k",
+        "training=paper",
+        "schedule=none",
+        "backend=verl_2nodes",
+    ]
+    found = compose_run(chosen)
+    backends.check(found)
+    needed = costs.resources(found.model_dump(mode="json"), "sft")
+    assert (needed["gpus"], needed["nodes"]) == (8, 1)
+    values = supervised.values(found, Path("run"), Path("model"))
+    expected = {
+        "data.train_batch_size": 32,
+        "data.max_token_len_per_gpu": 16384,
+        "optim.lr": 5e-6,
+        "optim.betas": [0.9, 0.95],
+        "optim.weight_decay": 0.1,
+        "optim.clip_grad": 1.0,
+        "trainer.n_gpus_per_node": 8,
+        "trainer.nnodes": 1,
+        "trainer.save_freq": 5,
+    }
+    assert {key: values[key] for key in expected} == expected
+
+
+def test_verl_is_given_what_the_local_backend_trains_on(prepared, tmp_path):
+    """Order, ids, weights and learning rates of every step."""
+    chosen = settings(*VERL, "method=tsft", "training.sft.steps=20", "training.sft.batch=7", "seed=3")
+    steps = supervised.write(chosen, tmp_path, prepared, prepared / "model", print)
+    written = files.read_json(tmp_path / supervised.FILE)
+    tokenizer = loading.load_tokenizer(prepared / "model")
+    curriculum = Curriculum(demonstrations.read(prepared, tokenizer, chosen, print), chosen.training.sft, 3)
+    decoder = Decoder(tokenizer, chat.stop_ids(tokenizer))
+    assert steps == len(written["steps"]) == len(written["factors"]) == 20
+    for step in (1, 2, 11, 20):
+        batch = curriculum.batch(step)
+        weight_BT, _ = demonstrations.weights(algorithms.get("tsft"), batch, decoder, {"factor": 2.0})
+        for example, place, weight_T in zip(batch, written["steps"][step - 1], weight_BT.tolist(), strict=True):
+            found = written["examples"][place]
+            assert found["ids"] == example.prompt + example.answer
+            assert found["weights"] == weight_T[: len(example.answer)]
+            assert set(found["weights"]) == {1.0, 2.0}

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from restool import algorithms
+from restool import algorithms, costs
+from restool.algorithms import Algorithm
+from restool.core.errors import ConfigurationError
 from restool.runs import RunDirectory
 from restool.settings import RunSettings
 
@@ -39,7 +41,7 @@ def train(
     from restool.backends.local.session import Session
 
     if record.kind != "none":
-        memory.check(settings, record)
+        memory.check(settings, record, state(settings, record))
 
     session = Session.open(run, settings, start, report)
     if record.kind == "none":
@@ -51,8 +53,22 @@ def train(
 
 
 def check(settings: RunSettings) -> None:
-    """ConfigurationError if the method needs what this backend does not offer."""
+    """ConfigurationError if the method needs what this backend does not offer, more memory than a GPU has included."""
     algorithms.check(settings.method.algorithm, offers(settings), settings.method.weights)
+    record = algorithms.get(settings.method.algorithm)
+    needed = sum(state(settings, record).values()) / 1e9
+    if record.kind != "none" and settings.backend.device != "cpu" and needed > costs.GPU_GB:
+        raise ConfigurationError(
+            f"{record.id} on {settings.model.name} needs {needed:.0f} GB for weights and optimiser states alone, and "
+            f"backend=local has one GPU ({costs.GPU_GB:.0f} GB): backend=verl shares them among the GPUs of a node"
+        )
+
+
+def state(settings: RunSettings, record: Algorithm) -> dict[str, float]:
+    """Bytes of what must be in memory, part by part (`costs.training_state`)."""
+    model = settings.model
+    has_critic, has_reference = record.advantage == "gae", settings.method.kl_coefficient > 0
+    return costs.training_state(model.parameters, model.dtype, critic=has_critic, reference=has_reference)
 
 
 def offers(settings: RunSettings) -> set[str]:

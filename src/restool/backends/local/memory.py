@@ -11,21 +11,15 @@ import torch
 
 from restool.algorithms import Algorithm
 from restool.core.errors import ConfigurationError
-from restool.costs import BYTES_PER_PARAMETER_STORED, BYTES_PER_PARAMETER_TRAINING
 from restool.models import loading
 from restool.settings import RunSettings
 
 _GB = 1e9
 
 
-def check(settings: RunSettings, record: Algorithm) -> None:
-    """ConfigurationError saying what needs how much, what there is, and what to do."""
-    parameters = settings.model.parameters
-    parts = {"policy": parameters * BYTES_PER_PARAMETER_TRAINING}
-    if record.advantage == "gae":
-        parts["critic"] = parameters * BYTES_PER_PARAMETER_TRAINING
-    if settings.method.kl_coefficient > 0:
-        parts["frozen reference"] = parameters * BYTES_PER_PARAMETER_STORED[settings.model.dtype]
+def check(settings: RunSettings, record: Algorithm, parts: dict[str, float]) -> None:
+    """ConfigurationError saying what needs how much, what there is, and what to do. ``parts``: bytes, see
+    `costs.training_state`."""
     device = loading.resolve_device(settings.backend.device)
     there = _total_bytes(device)
     if sum(parts.values()) <= there:
@@ -35,7 +29,7 @@ def check(settings: RunSettings, record: Algorithm) -> None:
     raise ConfigurationError(
         f"{record.id} on {settings.model.name} needs {sum(parts.values()) / _GB:.1f} GB for weights and optimiser "
         f"states alone ({listed}), and {device.type} memory here is {there / _GB:.1f} GB: use a smaller model{fewer}, "
-        "or a machine with more memory"
+        "a machine with more memory, or backend=verl, which shares them among GPUs"
     )
 
 

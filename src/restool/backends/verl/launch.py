@@ -141,7 +141,8 @@ def _watch(process: subprocess.Popen[bytes], run: RunDirectory, progress: Progre
 
 def _cause(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines()[-400:]
-    errors = [line for line in lines if "Error" in line and "ray::" not in line]
+    told_again = ("ray::", "torch.distributed.elastic")  # by those who started what failed
+    errors = [line for line in lines if "Error" in line and not any(name in line for name in told_again)]
     return (errors or [line for line in lines if line.strip()] or ["it printed nothing"])[-1].strip()[-300:]
 
 
