@@ -108,7 +108,7 @@ def test_ray_spans_the_nodes_of_the_job_and_ends(programs):
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_of_ray_outlives_the_program(programs, kind):
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, programs / "ray-python", programs / "ray.log"],
+        [sys.executable, "-u", "-c", PROGRAM, programs / "ray-python", programs / "ray.log"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
