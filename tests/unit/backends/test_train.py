@@ -69,7 +69,7 @@ def test_a_critic_without_memory_for_it_is_refused_before_anything_starts(traine
     with pytest.raises(ConfigurationError, match=r"ppo on tiny needs .* critic .* a method without a critic"):
         trained(fits, critic, "method=ppo", name="ppo", report=lines.append)
     assert not lines
-    with pytest.raises(ConfigurationError, match=r"policy .* use a smaller model, or a machine"):
+    with pytest.raises(ConfigurationError, match=r"policy .* use a smaller model, a machine with more memory"):
         trained(f"model.parameters={1.1 * room:.0f}", "method=sft", name="large")
     assert trained(fits, "method=grpo", "training.rl.steps=1", name="grpo").is_done
 
