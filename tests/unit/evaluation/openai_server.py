@@ -60,6 +60,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
     body: dict[str, Any]
+    number: int  # of the request, in the order of arrival
 
     def do_GET(self) -> None:
         self.send(200, {"object": "list", "data": [row | {"created": time.time_ns()} for row in self.server.models]})
@@ -69,8 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         self.body, prompt = body, body["messages"][-1]["content"]
         self.server.keys.add(self.headers["Authorization"])
         self.server.bodies.append(body)
-        with self.server.request(prompt) as number:
-            time.sleep(self.server.delay(number))
+        with self.server.request(prompt) as self.number:
+            time.sleep(self.server.delay(self.number))
             waiting = self.server.faults.get(prompt) or self.server.faults.get("*") or []
             if waiting and (waiting.pop(0) if prompt in self.server.faults else waiting[0])(self):
                 return

@@ -73,7 +73,7 @@ def _killed_after(process: subprocess.Popen[str], server, path: Path, answered: 
     ones are being waited for; what was stored by then."""
     gate = threading.Event()
     served = server.asked.total() + answered - len(files.read_json_lines(path))
-    server.faults["*"] = [lambda handler: server.asked.total() > served and gate.wait(60) and False]
+    server.faults["*"] = [lambda handler: handler.number > served and gate.wait(60) and False]
     deadline = time.monotonic() + 60
     while len(rows := files.read_json_lines(path)) < answered or server.asked.total() < served + 2:
         assert process.poll() is None, process.stderr.read()
