@@ -84,9 +84,7 @@ def make_again(damaged):
 
 def require_nodes():
     """A job that no node of the cluster can hold would wait for ever, or be refused in words that name no setting."""
-    layouts = [
-        costs.verl_layout(run.config) for run in plan.runs if run.kind != "none" and run.resources["gpus"]
-    ]
+    layouts = [costs.verl_layout(run.config, run.kind) for run in plan.runs if run.resources["gpus"]]
     most = max((layout["gpus_per_node"] for layout in layouts if layout), default=0)
     if most > site.gpus_per_node and cluster.is_used(sys.argv):
         stop(
@@ -111,7 +109,8 @@ if workflow.is_main_process:
     require_nodes()
     make_again(integrity.damaged(plan))
 
-benchmark_of = functools.cache(benchmarks.get)  # one file each, asked for by every job
+# One file each, asked for by every job.
+benchmark_of, definition_of = functools.cache(benchmarks.get), functools.cache(benchmarks.definition_hash)
 
 # Jobs use the `restool` of the environment that Snakemake runs in, activated or not, wherever they land.
 shell.prefix(f'export PATH="{Path(sys.executable).parent}:$PATH"; ')
@@ -168,12 +167,6 @@ def environment_of(name):
     return os.path.relpath(environments.stamp(name))
 
 
-def training_environment_of(run):
-    """Stamp of the environment that a run trains in, if it is not ours; never a reason to train again."""
-    name = plan.run(run).environment
-    return ancient(environment_of(name)) if name else []
-
-
 @known
 def data_of(wildcards):
     return prepared_of(wildcards.run)
@@ -186,7 +179,9 @@ def model_of(wildcards):
 
 @known
 def trained_in(wildcards):
-    return training_environment_of(wildcards.run)
+    """Stamp of the environment that a run trains in, if it is not ours; never a reason to train again."""
+    name = plan.run(wildcards.run).environment
+    return ancient(environment_of(name)) if name else []
 
 
 @known
@@ -216,6 +211,7 @@ def evaluation_hash(wildcards):
 
 @known
 def definition_hash(wildcards):
+    """Changes with the benchmark's file."""
     return definition_of(wildcards.benchmark)
 
 
@@ -250,12 +246,6 @@ def captions():
 
 def training(wildcards):
     return plan.run(wildcards.run).resources
-
-
-@functools.cache
-def definition_of(benchmark):
-    """Changes with the benchmark's file."""
-    return benchmarks.definition_hash(benchmark)
 
 
 def evaluating(wildcards):

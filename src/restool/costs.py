@@ -38,7 +38,7 @@ def resources(config: dict[str, Any], kind: str) -> dict[str, int]:
     ``nodes`` where the configuration says how many."""
     parameters = float(config["model"]["parameters"])
     threads = BackendSettings.model_validate(config["backend"]).threads_of(kind)
-    if kind != "none" and verl_layout(config):
+    if verl_layout(config, kind):
         return _resources_of_verl(config, kind, parameters)
     if parameters <= TINY_PARAMETERS:
         return {"mem_mb": 3000, "runtime": 60, "gpus": 0, "threads": threads}
@@ -50,9 +50,9 @@ def resources(config: dict[str, Any], kind: str) -> dict[str, int]:
     }
 
 
-def verl_layout(config: dict[str, Any]) -> dict[str, Any] | None:
-    """Nodes and devices of a run through verl; None for another backend."""
-    return config["backend"]["verl"] if config["backend"]["name"] == "verl" else None
+def verl_layout(config: dict[str, Any], kind: str) -> dict[str, Any] | None:
+    """Nodes and devices of a run through verl; None for another backend, and for an untrained model."""
+    return config["backend"]["verl"] if config["backend"]["name"] == "verl" and kind != "none" else None
 
 
 def verl_nodes(config: dict[str, Any], kind: str) -> int:
@@ -168,5 +168,5 @@ def assumed_hours(config: dict[str, Any], kind: str) -> float:
         sft = training["sft"]
         demonstrations = sft["steps"] * sft["batch"] if sft["steps"] else sft["epochs"] * 400
         tokens = demonstrations * (ASSUMED_PROMPT_TOKENS + ASSUMED_ANSWER_TOKENS)
-    layout = verl_layout(config)
+    layout = verl_layout(config, kind)
     return _hours(config, tokens, verl_nodes(config, kind) * layout["gpus_per_node"] if layout else 1)

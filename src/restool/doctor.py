@@ -88,7 +88,7 @@ def _gpu_memory(plan: Plan) -> Iterator[Check]:
     """Whether the training state of each model fits its GPUs; activations come on top."""
     needed: dict[str, float] = {}
     for run in plan.runs:
-        if run.kind != "none" and costs.verl_layout(run.config) and run.resources["gpus"]:
+        if costs.verl_layout(run.config, run.kind) and run.resources["gpus"]:
             name = run.config["model"]["name"]
             needed[name] = max(needed.get(name, 0.0), costs.gpu_memory_gb(run.config, run.kind))
     for name, gb in needed.items():

@@ -47,7 +47,7 @@ class PlannedRun:
     @property
     def environment(self) -> str | None:
         """The isolated environment that it trains in; None: ours."""
-        layout = verl_layout(self.config) if self.kind != "none" else None
+        layout = verl_layout(self.config, self.kind)
         return layout["environment"] if layout else None
 
 

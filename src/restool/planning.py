@@ -153,7 +153,7 @@ def _train(plan: Plan, run: PlannedRun, history: History) -> Job:
 
 
 def _memory_gb(run: PlannedRun, of_one_process: float) -> float:
-    through_verl = run.kind != "none" and costs.verl_layout(run.config)
+    through_verl = costs.verl_layout(run.config, run.kind)
     return run.resources["mem_mb"] / 1000 if through_verl else of_one_process
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from restool import costs
-from restool.backends.verl import cpu_only, node, supervision
+from restool.backends.verl import cpu_only, node, ports, supervision
 from restool.backends.verl.configuration import verl
 from restool.core.errors import RunError
 from restool.settings import RunSettings
@@ -45,7 +45,7 @@ def ray(
         yield None
         return
     others = _other_nodes(nodes)
-    port, unused = _free_ports(2)
+    port, unused = ports.free(2)
     address = f"{_address_facing(others[0])}:{port}"
     begin = log.stat().st_size if log.exists() else 0
     with node.folder() as temporary:
@@ -127,16 +127,6 @@ def _ask(*command: str) -> str:
 def _of_srun(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables for a step that asks for what its command line says and nothing else."""
     return {key: value for key, value in environment.items() if key in _KEPT or not key.startswith(("SLURM_", "SRUN_"))}
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for each in held:
-        each.bind(("", 0))
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports
 
 
 def _wait(log: Path, begin: int, nodes: int, processes: list[subprocess.Popen[bytes]]) -> None:

@@ -6,7 +6,6 @@ Ray has no setting for these two. Its other deadlines have one: see ``ENVIRONMEN
 
 from __future__ import annotations
 
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from ray._private import services
 from ray._private.parameter import RayParams
 
+from restool.backends.verl import ports
 from restool.backends.verl.cpu_only import require_versions
 
 _WAIT_S = 600.0
@@ -56,15 +56,5 @@ def at_start(node: RayParams, _head: bool) -> None:
 
 
 def _give_ports(node: RayParams) -> None:
-    for name, port in zip(_PORTS, _free_ports(len(_PORTS)), strict=True):
+    for name, port in zip(_PORTS, ports.free(len(_PORTS)), strict=True):
         setattr(node, name, getattr(node, name) or port)
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for each in held:
-        each.bind(("", 0))
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports
