@@ -23,6 +23,7 @@ from pathlib import Path
 import commands
 
 ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENTS = Path(os.environ.get("RESTOOL_ENVS") or ROOT / ".venvs").absolute()
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
 PARTS = ["Snakefile", "rules", "workflow", "configs", "envs", "profiles", "slurm", "pyproject.toml"]
 BARE = """
@@ -68,7 +69,7 @@ rule track:
 
 
 Measured = tuple[int, float, float, float]
-"""Jobs, wall seconds, CPU seconds, megabytes of a call."""
+"""Jobs, wall seconds, CPU seconds, mebibytes of a call."""
 
 
 def main() -> None:
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, nargs="+", default=[500, 5000], help="sizes of a workflow before its start")
     parser.add_argument("--done", type=int, nargs="*", default=[500], help="sizes of a workflow that is done")
     sizes = parser.parse_args()
-    print(f"{'':28}{'jobs':>7}{'wall s':>9}{'CPU s':>9}{'MB':>7}{'wall, bare = 1':>16}{'CPU, bare = 1':>15}")
+    print(f"{'':28}{'jobs':>7}{'wall s':>9}{'CPU s':>9}{'MiB':>7}{'wall, bare = 1':>16}{'CPU, bare = 1':>15}")
     for jobs in dict.fromkeys([*sizes.jobs, *sizes.done]):
         with tempfile.TemporaryDirectory() as folder:
             measure(Path(folder), (jobs - 5) // 3, is_new=jobs in sizes.jobs, is_done=jobs in sizes.done)
@@ -123,7 +124,7 @@ def timed(folder: Path, arguments: list[str]) -> Measured:
     found = re.search(r"^total\s+(\d+)", output, re.MULTILINE)
     if not found and "Nothing to be done" not in output:
         sys.exit(output)
-    return int(found[1]) if found else 0, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
+    return int(found[1]) if found else 0, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def pretend_done(folder: Path, arguments: list[str]) -> None:
@@ -145,16 +146,16 @@ def pretend_done(folder: Path, arguments: list[str]) -> None:
 
 def call(folder: Path, *arguments: str) -> tuple[str, float, resource.struct_rusage]:
     """What a Snakemake said, its wall seconds, and what it and its children took."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RESTOOL_ENVS": str(ROOT / ".venvs")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RESTOOL_ENVS": str(ENVIRONMENTS)}
     return commands.run([SNAKEMAKE, "--cores", "1", *arguments], folder=folder, environment=environment)
 
 
 def show(name: str, found: Measured, bare: Measured) -> None:
-    jobs, wall, cpu, megabytes = found
+    jobs, wall, cpu, mebibytes = found
     if jobs != bare[0]:
         sys.exit(f"{name} has {jobs} jobs and the bare workflow {bare[0]}: not of the same shape")
     ratios = f"{wall / bare[1]:>16.2f}{cpu / bare[2]:>15.2f}"
-    print(f"{name:28}{jobs:>7}{wall:>9.1f}{cpu:>9.1f}{megabytes:>7.0f}{ratios}", flush=True)
+    print(f"{name:28}{jobs:>7}{wall:>9.1f}{cpu:>9.1f}{mebibytes:>7.0f}{ratios}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 
 rule evaluate:
-    input:
-        trained=TRAINED,
-        data=data_of,
-        answers=answers_of,
-        checker=ancient(checker_of),
+    input:  # without names, as in train
+        TRAINED,
+        data_of,
+        answers_of,
+        ancient(checker_of),
     output:
         SUMMARY,
     log:

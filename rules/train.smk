@@ -6,10 +6,10 @@ a job that was killed, so that the rerun goes on where it stopped.
 
 
 rule train:
-    input:
-        data=data_of,
-        start=model_of,
-        environment=trained_in,
+    input:  # without names: Snakemake keeps one more list for each, in every job of thousands
+        data_of,
+        model_of,
+        trained_in,
     output:
         TRAINED,
     log:

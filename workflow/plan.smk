@@ -4,6 +4,7 @@ No rules here; the rule files use these names. A request that cannot be met ends
 """
 
 import functools
+import gc
 import importlib.util
 import inspect
 import os
@@ -105,9 +106,15 @@ try:
 except RestoolError as error:
     stop(error)
 
+# What is loaded now stays: thousands of jobs later, the collector need not walk through it again.
+gc.collect()
+gc.freeze()
+
 if workflow.is_main_process:
     require_nodes()
     make_again(integrity.damaged(plan))
+
+EVALUATION_HASHES = {}  # by identity: the runs of a plan have equal parts of their configurations in common
 
 # One file each, asked for by every job.
 benchmark_of, definition_of = functools.cache(benchmarks.get), functools.cache(benchmarks.definition_hash)
@@ -206,7 +213,10 @@ def training_hash(wildcards):
 @known
 def evaluation_hash(wildcards):
     """Changes with the evaluation settings: they re-score, but never retrain."""
-    return files.content_hash(plan.run(wildcards.run).config["eval"])
+    settings = plan.run(wildcards.run).config["eval"]
+    if id(settings) not in EVALUATION_HASHES:
+        EVALUATION_HASHES[id(settings)] = files.content_hash(settings)
+    return EVALUATION_HASHES[id(settings)]
 
 
 @known
@@ -215,11 +225,13 @@ def definition_hash(wildcards):
     return definition_of(wildcards.benchmark)
 
 
+@functools.cache  # several rules ask, and thousands of paths take room
 def summaries():
     """Every evaluation that the experiment asks for."""
     return [SUMMARY.format(run=run.id, benchmark=name) for run in plan.runs for name in run.evaluations]
 
 
+@functools.cache
 def finished():
     """What the experiment leaves behind, besides the report. Prepared data may go when nothing needs it any more."""
     trained = [TRAINED.format(run=run.id) for run in plan.runs]

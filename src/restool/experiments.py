@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,8 +126,8 @@ def load_plan(
     key = files.content_hash([PLAN_VERSION, _configs_hash(), experiment, list(overrides)], length=20)
     cache = results / ".cache" / "plans" / f"{key}.json"
     if not cache.exists():
-        files.write_json(cache, _expand(experiment, list(overrides)))
-    content = files.read_json(cache)
+        files.write_text(cache, _as_text(_expand(experiment, list(overrides))))
+    content = _read(cache)
     plan = _from_json(content, results / content["experiment"]["name"])
     if write and not _is_copy(plan.path, cache):
         files.write_text(plan.path, cache.read_text(encoding="utf-8"))
@@ -135,7 +136,7 @@ def load_plan(
 
 def read_plan(path: str | Path) -> Plan:
     """Read a ``plan.json`` that `load_plan` wrote; needs no Hydra."""
-    content = files.read_json(path)
+    content = _read(path)
     if content.get("version") != PLAN_VERSION:
         raise ConfigurationError(
             f"{path} was written by another version of restool (plan version {content.get('version')}, "
@@ -236,6 +237,28 @@ def _assign_evaluations(runs: dict[str, dict[str, Any]], experiment: ExperimentS
             is_listed = isinstance(which, str) or run["config"]["method"]["name"] in which
             if which == "all" or (is_first and is_listed):
                 run["evaluations"].append(name)
+
+
+def _as_text(content: dict[str, Any]) -> str:
+    """JSON with one run a line, so that ``diff`` names the runs that differ; indented, thousands take seconds."""
+    head = json.dumps({key: value for key, value in content.items() if key != "runs"}, ensure_ascii=False)
+    runs = ",\n".join(json.dumps(run, ensure_ascii=False) for run in content["runs"])
+    return f'{head.removesuffix("}")}, "runs": [\n{runs}\n]}}\n'
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """A plan's file, with one object for each part of a configuration that runs share: thousands differ in little.
+
+    They are put together while the file is being read, so that the memory for all of them is never needed.
+    """
+    known: dict[str, Any] = {}
+
+    def shared(value: dict[str, Any]) -> dict[str, Any]:
+        if "config_hash" in value:
+            value["config"] = {name: known.setdefault(json.dumps(part), part) for name, part in value["config"].items()}
+        return value
+
+    return files.read_json(path, object_hook=shared)
 
 
 def _from_json(content: dict[str, Any], directory: Path) -> Plan:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,13 @@ def write_json_lines(path: str | Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_json(path: str | Path) -> Any:
-    """Parse ``path``; a missing or malformed file is a :class:`FileError` that names it."""
+def read_json(path: str | Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Parse ``path``; a missing or malformed file is a :class:`FileError` that names it.
+
+    ``object_hook``: what to take in the place of each object, as in :func:`json.loads`.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_hook=object_hook)
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist") from error
     except (ValueError, UnicodeDecodeError) as error:

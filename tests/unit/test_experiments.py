@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -42,6 +43,18 @@ def test_a_second_load_needs_no_hydra(tmp_path, monkeypatch):
     first = load_plan("quick", results=tmp_path)
     monkeypatch.setattr(experiments, "_hydra", None)
     assert load_plan("quick", results=tmp_path) == first
+
+
+def test_a_plan_is_read_with_one_object_for_what_runs_share(tmp_path):
+    plan = load_plan("quick", results=tmp_path)
+    assert len({id(run.config["eval"]) for run in plan.runs}) == len({str(run.config["eval"]) for run in plan.runs})
+    assert len({id(run.config["method"]) for run in plan.runs}) < len(plan.runs)
+
+
+def test_a_plans_file_has_a_line_for_each_run(tmp_path):
+    plan = load_plan("quick", results=tmp_path)
+    lines = [line for line in plan.path.read_text().splitlines() if '"config_hash"' in line]
+    assert [json.loads(line.rstrip(","))["id"] for line in lines] == [run.id for run in plan.runs]
 
 
 def test_one_methods_value_changes_only_its_runs(own_configs, tmp_path):
