@@ -38,7 +38,7 @@ _START_SECONDS = 1800.0
 _STOP_SECONDS = 20.0
 _LAST_SECONDS = 10.0
 """What a server needs to end once its engine has."""
-_INSTEAD = "--engine transformers does without it"
+_INSTEAD = "if the checkpoint is sound, --engine transformers does without vLLM"
 _CONCURRENCY = 256
 """vLLM's own number of answers under way at once; more would wait in its queue instead of ours."""
 
