@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,19 @@ def copy_repository(folder: Path) -> Clone:
 @pytest.fixture
 def clone(tmp_path: Path) -> Clone:
     return copy_repository(tmp_path)
+
+
+@pytest.fixture
+def new_clone(tmp_path: Path) -> Callable[[], Clone]:
+    """For a test that needs several."""
+    numbers = itertools.count(1)
+
+    def new() -> Clone:
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir()
+        return copy_repository(folder)
+
+    return new
 
 
 @pytest.fixture(scope="session")
