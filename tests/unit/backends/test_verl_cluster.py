@@ -196,3 +196,26 @@ def test_folders_of_ray_are_short_whatever_the_machine_calls_its_own(monkeypatch
         assert len(str(folder)) <= 26
         assert folder.is_dir()
     assert not folder.exists()
+
+
+def test_the_folder_of_a_killed_process_goes_with_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(node, "_LONGEST", 1000)
+    monkeypatch.setattr(node.tempfile, "gettempdir", lambda: str(tmp_path))
+    program = (
+        "import tempfile, sys; tempfile.tempdir = sys.argv[1]; from restool.backends.verl import node; "
+        "node._LONGEST = 1000\nwith node.folder() as f: (f / 'session').mkdir(); print(f, flush=True); input()"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    alive, killed = (Path(process.stdout.readline().strip()) for process in started)
+    started[1].kill()
+    started[1].wait()
+    assert killed.is_dir()
+    with node.folder() as own:
+        assert {alive, own} == set(tmp_path.iterdir())
+    started[0].communicate("\n")
+    assert not list(tmp_path.iterdir())

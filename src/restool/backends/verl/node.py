@@ -5,6 +5,7 @@ python -m restool.backends.verl.node PYTHON -m ray... start ...    on every node
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -15,23 +16,39 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from restool.backends.verl import supervision
 
 # Told to end, Ray waits half a minute for its work to go elsewhere, which is as long as Slurm waits before it kills.
 SAYS_GOODBYE_S = 1.0
 _LOOK_EVERY_S = 1.0
+_PREFIX, _IN_USE = "restool-ray-", "in-use.lock"
 _LONGEST = 16  # of a base folder: the paths of Ray's sockets below it may have 107 characters in all
 
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A new folder of this machine for Ray, short and of this run alone; removed afterwards."""
-    base = tempfile.gettempdir()
-    path = Path(tempfile.mkdtemp(prefix="restool-ray-", dir=base if len(base) <= _LONGEST else "/tmp"))
+    """A new folder of this machine for Ray, short and of this run alone; removed afterwards.
+
+    What a process that was killed (-9) could not remove, the next one here removes.
+    """
+    usual = tempfile.gettempdir()
+    base = Path(usual if len(usual) <= _LONGEST else "/tmp")
+    _sweep(base)
+    path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
     try:
-        yield path
+        with FileLock(path / _IN_USE):
+            yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep(base: Path) -> None:
+    """Remove the folders whose process is gone: its lock went with it, however it ended. Others' are left alone."""
+    for lock in base.glob(f"{_PREFIX}*/{_IN_USE}"):
+        with contextlib.suppress(OSError, Timeout), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def started(
