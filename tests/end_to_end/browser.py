@@ -1,6 +1,6 @@
 """A headless Chromium that opens a page, waits until something is on it, and takes a picture.
 
-    python tests/end_to_end/browser.py install                  (root, Debian: apt-get install chromium)
+    python tests/end_to_end/browser.py install                  (root, on Debian)
     python tests/end_to_end/browser.py URL FILE.png [EXPRESSION [WIDTH HEIGHT]]
 
 The browser is driven through its DevTools protocol, so that a page counts as ready when a JavaScript expression says
@@ -13,7 +13,6 @@ import asyncio
 import base64
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import debian
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PACKAGE = "chromium"
@@ -54,12 +56,8 @@ def install() -> str | None:
     """Install Chromium if it is not there. Returns why there is none, or None."""
     if program():
         return None
-    if shutil.which("apt-get") is None or os.geteuid() != 0:
-        return f"no browser ({', '.join(PROGRAMS)}), and installing one needs root and apt-get"
-    quietly = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "text": True}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", PACKAGE]):
-        done = subprocess.run(["apt-get", *command], timeout=900, **quietly)
-    return None if program() else f"apt-get could not install {PACKAGE}: {done.stderr.strip()[-200:]}"
+    problem = debian.install(PACKAGE)
+    return None if program() else f"no browser ({', '.join(PROGRAMS)}): {problem}"
 
 
 def look(

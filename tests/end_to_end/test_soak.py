@@ -7,9 +7,11 @@ other moments and victims.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -26,6 +28,7 @@ VICTIMS = ("a job", "Snakemake", "the command", "everything")
 DELAYS = (2.0, 14.0)  # seconds; a call takes some three to give out its first job
 CLOCKS = ("timestamp", "time/", "throughput/", "wall_seconds", "cpu_seconds", "finished_at")
 SIZE_OF_CLOCKS = "metrics.jsonl"  # among the sizes that a run vouches for: a time has more digits or fewer
+LAST_RUN = re.compile(r"the last at \d{4}-\d\d-\d\d \d\d:\d\d UTC")
 ABOUT_JOBS = ("logs/", "times/")
 
 
@@ -64,7 +67,10 @@ def killed(clone, chance: random.Random) -> bool:
 
 def strike(leader: int, victim: str, chance: random.Random) -> str:
     """Kill and say what; Snakemake where no job is under way, the command where Snakemake is not there yet."""
-    below = {p: " ".join(p.cmdline()) for p in psutil.Process(leader).children(recursive=True)}
+    below = {}
+    for process in psutil.Process(leader).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may have ended by now
+            below[process] = " ".join(process.cmdline())
     jobs = [p for p, line in below.items() if "/restool " in line and "snakemake" not in line.split("/restool ")[0]]
     snakemakes = [p for p, line in below.items() if "/snakemake " in line]
     if victim == "everything":
@@ -73,7 +79,8 @@ def strike(leader: int, victim: str, chance: random.Random) -> str:
     chosen = {"a job": jobs or snakemakes, "Snakemake": snakemakes, "the command": []}[victim]
     process = chance.choice(chosen) if chosen else psutil.Process(leader)
     line = below.get(process, "the command")
-    process.kill()
+    with contextlib.suppress(psutil.Error):
+        process.kill()
     return f"{victim}: {line[-100:]}"
 
 
@@ -89,6 +96,8 @@ def results(clone) -> dict[str, Any]:
             found[name] = [without_clocks(json.loads(line)) for line in path.read_text().splitlines()]
         elif path.suffix == ".json":
             found[name] = without_clocks(json.loads(path.read_text()))
+        elif path.suffix == ".html":
+            found[name] = LAST_RUN.sub("", path.read_text())
         else:
             found[name] = path.read_bytes()
     return found

@@ -1,6 +1,6 @@
 """A real Slurm on this machine for the tests: one controller, two nodes with two fake GPUs each, no accounting.
 
-    python tests/slurm/cluster.py up | down        (root, Debian: apt-get install slurmctld slurmd slurm-client munge)
+    python tests/slurm/cluster.py install | up | down        (root, on Debian)
 
 Debian's slurmd may run several times on one host. The configuration lies in /etc/slurm, because the jobs of Snakemake's
 plugin drop SLURM_CONF; a configuration there that is not ours is left alone. Every call of a client has a time limit:
@@ -20,9 +20,13 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import debian
+
 FOLDER = Path("/etc/slurm")
 STATE = FOLDER / "restool-tests"
 MARK = "# written by restool's tests"
+PACKAGES = ["slurmctld", "slurmd", "slurm-client", "munge"]
 PROGRAMS = ["slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "munged"]
 NODES = ["n1", "n2"]
 GPUS, CPUS, MEMORY_MB = 2, 4, 6000
@@ -33,11 +37,18 @@ SITE = "partition: cpus\ngpu_partition: gpus\ngpu_model: h200\n"
 SOON = ["--slurm-init-seconds-before-status-checks", "5"]
 
 
+def install() -> str | None:
+    """Install Slurm if it is not there. Returns why none can be started here, or None."""
+    if any(_program(name) is None for name in PROGRAMS) and (problem := debian.install(*PACKAGES)):
+        return problem
+    return missing()
+
+
 def missing() -> str | None:
     """Why no cluster can be started here, or None."""
     lacking = [name for name in PROGRAMS if _program(name) is None]
     if lacking:
-        return f"Slurm is not installed ({', '.join(lacking)}): apt-get install slurmctld slurmd slurm-client munge"
+        return f"Slurm is not installed ({', '.join(lacking)}): apt-get install {' '.join(PACKAGES)}"
     if os.geteuid() != 0:
         return "starting a Slurm needs root"
     if (FOLDER / "slurm.conf").exists() and MARK not in (FOLDER / "slurm.conf").read_text():
@@ -148,7 +159,7 @@ StateSaveLocation={state}/saved
 SlurmctldLogFile={state}/ctld.log
 SlurmdLogFile={state}/slurmd.%n.log
 AuthType=auth/munge
-AuthInfo=socket={state}/munge/sock
+AuthInfo=socket={state}/munge/sock,cred_expire=20
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -228,6 +239,6 @@ def _kill(pid: int, kind: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
-    if problem := missing():
+    if problem := install() if sys.argv[1] == "install" else missing():
         sys.exit(problem)
-    {"up": up, "down": down}[sys.argv[1]]()
+    {"install": lambda: None, "up": up, "down": down}[sys.argv[1]]()

@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="module")
 def slurm(request: pytest.FixtureRequest):
     """The cluster; a module that needs more memory a node than the usual says so as ``NODE_MEMORY_MB``."""
-    if problem := cluster.missing():
+    if problem := cluster.install():
         pytest.skip(problem)
     cluster.up(getattr(request.module, "NODE_MEMORY_MB", cluster.MEMORY_MB))
     yield cluster

@@ -41,7 +41,7 @@ def test_jobs_get_what_they_ask_for_and_more_of_it_when_it_was_too_little(site):
     assert [int(n) for _, _, n in members] == list(range(6)), "each wrote its own file"
 
     assert (site.path / "hungry.log").read_text() == "begun\n" * 2, "killed for its memory, then given twice as much"
-    assert (site.path / "slow.log").read_text() == "begun\n" * 2, "ended at its time limit, then given four times it"
+    assert (site.path / "slow.log").read_text() == "1:00\n4:00\n", "ended at its time limit, then given four times it"
 
 
 def test_an_experiment_survives_memory_node_controller_and_snakemake(site, slurm, finished_clone):

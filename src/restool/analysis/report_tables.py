@@ -34,7 +34,7 @@ def results(experiment: Experiment, frames: dict[str, pd.DataFrame]) -> list[Tab
     made = [
         _wide(experiment, method, split, _HEADLINE, "Methods", over_seeds),
         _wide(experiment, method, "train", _TRAINING, "During training", _OVER_STEPS),
-        _wide(experiment, gain, split, _EXACT, "After RL minus before", "Before is the run that RL started from."),
+        _wide(experiment, gain, split, _EXACT, "After training minus before", "Before is what training started from."),
         _differences(difference[~by_part], "Paired differences", folded=False),
         _differences(difference[by_part], "Paired differences by part of the answer", folded=True),
         _wide(experiment, gain, split, _FLAWLESS, "Regression check: prompts without a flaw", _REGRESSION),
