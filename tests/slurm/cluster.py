@@ -34,7 +34,7 @@ PORT = 16817
 # The command that people give, what they write about this cluster, and how often Snakemake looks after its jobs here.
 COMMAND = ["snakemake", "--cores", "all", "--profile", "slurm"]
 SITE = "partition: cpus\ngpu_partition: gpus\ngpu_model: h200\n"
-SOON = ["--slurm-init-seconds-before-status-checks", "5"]
+SOON = ["--slurm-init-seconds-before-status-checks", "3"]
 
 
 def install() -> str | None:
@@ -107,7 +107,23 @@ def kill_node(name: str) -> None:
 
 def revive_node(name: str) -> None:
     start_node(name)
-    ask("scontrol", "update", f"NodeName={name}", "State=RESUME")
+
+    def is_back() -> bool:
+        with contextlib.suppress(subprocess.CalledProcessError):  # refused where it came back by itself
+            ask("scontrol", "update", f"NodeName={name}", "State=RESUME")
+        return not ask("sinfo", "-h", "-n", name, "-o", "%t").startswith(("down", "drain"))
+
+    wait_for(is_back, f"node {name}")
+
+
+def pause_jobs(word: str) -> None:
+    """Stop the processes of jobs in whose command ``word`` occurs, as if they had become very slow."""
+    for node in NODES:
+        for pid in _steps_of(node):
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if word.encode() in command:
+                    _kill(pid, signal.SIGSTOP)
 
 
 def ask(*command: str) -> str:
