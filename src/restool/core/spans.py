@@ -46,37 +46,61 @@ def lay_out(texts: Sequence[str], offsets: Sequence[Tensor]) -> TokenLine:
         raise DataError(f"{len(texts)} texts but {len(offsets)} offset tensors: give one offset tensor per text")
     length_B = torch.tensor([len(text) for text in texts], dtype=torch.long)
     count_B = torch.tensor([len(pairs) for pairs in offsets], dtype=torch.long)
-    pairs_N2 = torch.cat([pairs.reshape(-1, 2) for pairs in offsets]) if len(offsets) else torch.zeros(0, 2)
-    start_N, end_N = pairs_N2.long().unbind(1)
+    columns = [pairs.reshape(-1, 2).t() for pairs in offsets]
+    pairs_2N = (torch.cat(columns, 1) if columns else torch.zeros(2, 0)).long()
     first_B = count_B.cumsum(0) - count_B
-    _check(texts, length_B, count_B, first_B, start_N, end_N)
     base_B = length_B.cumsum(0) - length_B
-    base_N = torch.repeat_interleave(base_B, count_B)
+    base_N = torch.repeat_interleave(base_B, count_B, output_size=pairs_2N.shape[1])
+    start_N, end_N = pairs_2N.add_(base_N)  # in place: new memory is what takes the time here
+    line = TokenLine(start_N, end_N, base_B, first_B, count_B)
+    if not _fits(line, length_B):
+        _tell_misfit(texts, length_B, count_B, first_B, start_N - base_N, end_N - base_N)
+    _check_ends(texts, line, length_B)
     # A token of no width holds later bytes of the character before it (see models.offsets): it shares that character.
-    start_N = start_N - ((start_N == end_N) & (start_N > 0)).long()
-    return TokenLine(start_N + base_N, end_N + base_N, base_B, first_B, count_B)
+    is_empty_N = start_N == end_N
+    if bool(is_empty_N.any()):
+        start_N.sub_((is_empty_N & (start_N > base_N)).long())
+    return line
 
 
-def _check(
+def _fits(line: TokenLine, length_B: Tensor) -> bool:
+    """Whether all offsets ascend within their texts: on the line, where each text begins behind the one before, they
+    then ascend from the first to the last."""
+    start_N, end_N = line.start_N, line.end_N
+    filled_B = line.count_B > 0
+    first, last = line.first_B[filled_B], (line.first_B + line.count_B - 1)[filled_B]
+    base, behind = line.base_B[filled_B], (line.base_B + length_B)[filled_B]
+    return bool(
+        (start_N[first] >= base).all()
+        & (end_N[last] <= behind).all()
+        & (end_N >= start_N).all()
+        & (start_N[1:] >= start_N[:-1]).all()
+        & (end_N[1:] >= end_N[:-1]).all()
+    )
+
+
+def _tell_misfit(
     texts: Sequence[str], length_B: Tensor, count_B: Tensor, first_B: Tensor, start_N: Tensor, end_N: Tensor
 ) -> None:
+    """Raise DataError with the first token whose offsets do not fit."""
     is_wrong_N = (start_N < 0) | (end_N < start_N) | (end_N > torch.repeat_interleave(length_B, count_B))
-    if len(start_N) > 1:
-        falls_N = (start_N[1:] < start_N[:-1]) | (end_N[1:] < end_N[:-1])
-        later_firsts = first_B[1:][(first_B[1:] > 0) & (first_B[1:] < len(start_N))]
-        falls_N[later_firsts - 1] = False
-        is_wrong_N[1:] |= falls_N
-    if bool(is_wrong_N.any()):
-        token = int(is_wrong_N.nonzero()[0])
-        row = int(torch.searchsorted(first_B + count_B, torch.tensor(token), right=True))
-        pair = (int(start_N[token]), int(end_N[token]))
-        raise DataError(
-            f"answer {row}: the offsets of token {token - int(first_B[row])}, {pair}, do not fit its text of "
-            f"{len(texts[row])} characters (they must ascend and stay within it); pass the offsets of this very text"
-        )
+    falls_N = (start_N[1:] < start_N[:-1]) | (end_N[1:] < end_N[:-1])
+    later_firsts = first_B[1:][(first_B[1:] > 0) & (first_B[1:] < len(start_N))]
+    falls_N[later_firsts - 1] = False
+    is_wrong_N[1:] |= falls_N
+    token = int(is_wrong_N.nonzero()[0])
+    row = int(torch.searchsorted(first_B + count_B, torch.tensor(token), right=True))
+    pair = (int(start_N[token]), int(end_N[token]))
+    raise DataError(
+        f"answer {row}: the offsets of token {token - int(first_B[row])}, {pair}, do not fit its text of "
+        f"{len(texts[row])} characters (they must ascend and stay within it); pass the offsets of this very text"
+    )
+
+
+def _check_ends(texts: Sequence[str], line: TokenLine, length_B: Tensor) -> None:
     last_B = torch.zeros_like(length_B)
-    has_tokens_B = count_B > 0
-    last_B[has_tokens_B] = end_N[(first_B + count_B - 1)[has_tokens_B]]
+    filled_B = line.count_B > 0
+    last_B[filled_B] = (line.end_N[(line.first_B + line.count_B - 1)[filled_B]]) - line.base_B[filled_B]
     for row in (last_B < length_B).nonzero().flatten().tolist():
         if texts[row][int(last_B[row]) :].strip():
             raise DataError(
@@ -111,4 +135,4 @@ def fill(size: int, first: Tensor, behind: Tensor) -> Tensor:
     one = torch.ones(int(is_range.sum()), dtype=torch.int32)
     step.index_add_(0, first[is_range], one)
     step.index_add_(0, behind[is_range], -one)
-    return step[:-1].cumsum(0) > 0
+    return torch.cumsum(step, 0, dtype=step.dtype, out=step)[:-1] > 0

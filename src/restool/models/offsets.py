@@ -55,23 +55,23 @@ class Decoder:
             texts, bounds = _decode_stepwise(self._tokenizer, rows)
         else:
             texts, bounds = self._table.decode(flat, lengths)
-        texts = [self._opening + text for text in texts]
-        offsets = torch.from_numpy(bounds + len(self._opening)).split(lengths)
-        stops = _first_stops(numpy.isin(flat, self._stop_ids), lengths)
+        if self._opening:
+            texts, bounds = [self._opening + text for text in texts], bounds + len(self._opening)
+        offsets = torch.from_numpy(bounds).split(lengths)
+        stops = _first_stops(numpy.isin(flat, self._stop_ids), bounds[:, 0], lengths)
         return [
-            Decoded(text, span, text if stop is None else text[: int(span[stop, 0])])
+            Decoded(text, span, text if stop is None else text[:stop])
             for text, span, stop in zip(texts, offsets, stops, strict=True)
         ]
 
 
-def _first_stops(is_stop: numpy.ndarray, lengths: list[int]) -> list[int | None]:
-    """Per row, the place of its first stop token; None if it has none."""
+def _first_stops(is_stop: numpy.ndarray, starts: numpy.ndarray, lengths: list[int]) -> list[int | None]:
+    """Per row, where in its text its first stop token starts; None if it has none."""
     found: list[int | None] = [None] * len(lengths)
-    begins = numpy.cumsum([0, *lengths[:-1]])
-    places = is_stop.nonzero()[0]
-    rows = numpy.searchsorted(begins, places, side="right") - 1
-    for row, place in zip(reversed(rows.tolist()), reversed(places.tolist()), strict=True):
-        found[row] = place - int(begins[row])
+    places = is_stop.nonzero()[0][::-1]
+    rows = numpy.searchsorted(numpy.cumsum(lengths), places, side="right")
+    for row, start in zip(rows.tolist(), starts[places].tolist(), strict=True):
+        found[row] = start
     return found
 
 
@@ -92,26 +92,45 @@ class _ByteTable:
         token_of = {index: token for token, index in vocabulary.items()}
         pieces = [_token_bytes(token_of.get(i, ""), byte_of) for i in range(max(token_of) + 2)]
         # The last, empty entry stands for ids that the tokenizer lacks: model heads are often padded.
-        self._width_V = numpy.array([len(piece) for piece in pieces], dtype=numpy.int64)
-        self._begin_V = numpy.cumsum(self._width_V) - self._width_V
         self._content = numpy.frombuffer(b"".join(pieces), dtype=numpy.uint8)
+        self._width_V = numpy.array([len(piece) for piece in pieces], dtype=numpy.int32)
+        self._begin_V = numpy.cumsum(self._width_V, dtype=numpy.int32) - self._width_V
 
     def decode(self, flat: numpy.ndarray, lengths: list[int]) -> tuple[list[str], numpy.ndarray]:
         """Texts of the rows that make up ``flat``, and the character bounds (tokens, 2) within them."""
-        known = (flat >= 0) & (flat < len(self._width_V))
-        flat = numpy.where(known, flat, len(self._width_V) - 1)
+        last = len(self._width_V) - 1
+        if len(flat) and (flat.min() < 0 or flat.max() > last):
+            flat = numpy.where((flat >= 0) & (flat <= last), flat, last)
         width_N = self._width_V[flat]
-        byte_N1 = numpy.concatenate([[0], numpy.cumsum(width_N)])  # where each token begins, then the end
-        source = numpy.repeat(self._begin_V[flat] - byte_N1[:-1], width_N)
-        source += numpy.arange(byte_N1[-1])
-        content = self._content[source]
-        opens = (content & 0xC0) != 0x80  # first bytes of characters, while the UTF-8 is valid
+        byte_N1 = numpy.zeros(len(flat) + 1, dtype=numpy.int64)  # where each token begins, then the end
+        numpy.cumsum(width_N, out=byte_N1[1:])
+        content = self._content[self._sources(self._begin_V[flat], width_N, byte_N1)]
         row_R1 = byte_N1[numpy.concatenate([[0], numpy.cumsum(lengths, dtype=numpy.int64)])]
-        texts = _row_texts(content.tobytes(), row_R1.tolist(), opens)
-        before = numpy.concatenate([[0], numpy.cumsum(opens)])  # characters before each byte
-        place_N1 = before[byte_N1]
-        first_N = numpy.repeat(before[row_R1[:-1]], lengths)
-        return texts, numpy.stack([place_N1[:-1] - first_N, place_N1[1:] - first_N], 1)
+        if len(content) == 0 or content.max() < 0x80:  # a byte is a character
+            text, place_N1, first_R = content.tobytes().decode(), byte_N1, row_R1[:-1]
+            texts = [text[begin:end] for begin, end in itertools.pairwise(row_R1.tolist())]
+        else:
+            opens = (content & 0xC0) != 0x80  # first bytes of characters, while the UTF-8 is valid
+            texts = _row_texts(content.tobytes(), row_R1.tolist(), opens)
+            before = numpy.concatenate([[0], numpy.cumsum(opens)])  # characters before each byte
+            place_N1, first_R = before[byte_N1], before[row_R1[:-1]]
+        first_N = numpy.repeat(first_R, lengths)
+        bounds = numpy.empty((len(flat), 2), dtype=numpy.int64)
+        numpy.subtract(place_N1[:-1], first_N, out=bounds[:, 0])
+        numpy.subtract(place_N1[1:], first_N, out=bounds[:, 1])
+        return texts, bounds
+
+    def _sources(self, begin_N: numpy.ndarray, width_N: numpy.ndarray, byte_N1: numpy.ndarray) -> numpy.ndarray:
+        """Where in the table each byte of the tokens lies: one on from the byte before, but for a token's first.
+
+        One array, summed in place: for the millions of bytes of a batch, new memory is what takes the time.
+        """
+        total = int(byte_N1[-1])
+        source = numpy.ones(total, dtype=self._begin_V.dtype)
+        filled = width_N > 0
+        begin, behind = begin_N[filled], (begin_N + width_N)[filled]
+        source[byte_N1[:-1][filled]] = begin - numpy.concatenate([[0], behind[:-1] - 1])
+        return numpy.cumsum(source, out=source)
 
 
 def _row_texts(content: bytes, bounds: list[int], opens: numpy.ndarray) -> list[str]:
