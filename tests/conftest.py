@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import signal
@@ -111,17 +110,10 @@ def clone(tmp_path: Path) -> Clone:
     return copy_repository(tmp_path)
 
 
-@pytest.fixture
-def new_clone(tmp_path: Path) -> Callable[[], Clone]:
-    """For a test that needs several."""
-    numbers = itertools.count(1)
-
-    def new() -> Clone:
-        folder = tmp_path / str(next(numbers))
-        folder.mkdir()
-        return copy_repository(folder)
-
-    return new
+@pytest.fixture(scope="session")
+def new_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Clone]:
+    """For what needs several, or one for several tests."""
+    return lambda: copy_repository(tmp_path_factory.mktemp("clone"))
 
 
 @pytest.fixture(scope="session")

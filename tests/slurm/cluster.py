@@ -1,4 +1,6 @@
-"""A real Slurm on this machine for the tests: one controller, two nodes with two fake GPUs each, no accounting.
+"""A real Slurm on this machine for the tests: one controller, nodes with two fake GPUs each, no accounting.
+
+Two nodes are there for what may happen to them, two in a partition of their own for what must be left alone meanwhile.
 
     python tests/slurm/cluster.py install | up | down        (root, on Debian)
 
@@ -28,7 +30,8 @@ STATE = FOLDER / "restool-tests"
 MARK = "# written by restool's tests"
 PACKAGES = ["slurmctld", "slurmd", "slurm-client", "munge"]
 PROGRAMS = ["slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "munged"]
-NODES = ["n1", "n2"]
+PARTITIONS = {"cpus": ["n1", "n2"], "gpus": ["n1", "n2"], "apart": ["n3", "n4"]}
+NODES = sorted({node for nodes in PARTITIONS.values() for node in nodes})
 GPUS, CPUS, MEMORY_MB = 2, 4, 6000
 PORT = 16817
 # The command that people give, what they write about this cluster, and how often Snakemake looks after its jobs here.
@@ -132,8 +135,9 @@ def ask(*command: str) -> str:
 
 
 def jobs() -> list[str]:
-    """``id|name|state|node|comment`` of every job that is not over."""
-    return ask("squeue", "-h", "-o", "%i|%j|%T|%N|%k", "-t", "PENDING,RUNNING,COMPLETING").splitlines()
+    """``id|name|state|node|comment`` of every job that is not over, those apart left out."""
+    states, partitions = "PENDING,RUNNING,COMPLETING", "cpus,gpus"
+    return ask("squeue", "-h", "-o", "%i|%j|%T|%N|%k", "-t", states, "-p", partitions).splitlines()
 
 
 def wait_for(condition, what: str, seconds: float = 120) -> None:
@@ -216,8 +220,9 @@ def _write_files(memory_mb: int) -> None:
         for device in range(GPUS):  # only a character device makes Slurm set CUDA_VISIBLE_DEVICES
             os.mknod(STATE / f"{node}-gpu{device}", 0o020666, os.makedev(1, 3))
         devices.append(f"NodeName={node} Name=gpu Type=h200 File={STATE}/{node}-gpu[0-{GPUS - 1}]")
-    lines.append(f"PartitionName=cpus Nodes={','.join(NODES)} Default=YES MaxTime=600 State=UP")
-    lines.append(f"PartitionName=gpus Nodes={','.join(NODES)} MaxTime=600 State=UP")
+    for number, (partition, nodes) in enumerate(PARTITIONS.items()):
+        default = "NO" if number else "YES"
+        lines.append(f"PartitionName={partition} Nodes={','.join(nodes)} Default={default} MaxTime=600 State=UP")
     (FOLDER / "gres.conf").write_text("\n".join(devices) + "\n")
     (FOLDER / "slurm.conf").write_text("\n".join(lines) + "\n")
 

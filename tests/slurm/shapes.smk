@@ -23,7 +23,7 @@ rule device:
         runtime=10,
         gpu=1,
         gpu_model="h200",
-        slurm_partition="gpus",
+        slurm_partition="apart",
     shell:
         "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES > {output}; date +%s >> {output}; sleep 30; date +%s >> {output}"
 
@@ -34,6 +34,7 @@ rule member:
     resources:
         mem_mb=700,
         runtime=10,
+        slurm_partition="apart",
     shell:
         "echo $SLURM_ARRAY_JOB_ID $SLURM_ARRAY_TASK_ID {wildcards.n} > {output}"
 
@@ -44,6 +45,7 @@ rule hungry:
     resources:
         mem_mb=lambda wildcards, attempt: 700 * attempt,
         runtime=10,
+        slurm_partition="apart",
     shell:
         "echo begun >> hungry.log; python3 -c 'import time; x = bytearray(800 << 20); time.sleep(20)' && touch {output}"
 
@@ -54,5 +56,6 @@ rule slow:
     resources:
         mem_mb=700,
         runtime=lambda wildcards, attempt: attempt * attempt,
+        slurm_partition="apart",
     shell:
         "squeue -h -j $SLURM_JOB_ID -o %l >> slow.log; [ $(wc -l < slow.log) = 2 ] || sleep 300; touch {output}"

@@ -21,30 +21,18 @@ PATIENCE = 1200  # seconds, for a busy machine
 SFT, RL = "tiny-sft-none-s0", "tiny-grpo-fraction-s0"
 
 
-def test_jobs_get_what_they_ask_for_and_more_of_it_when_it_was_too_little(site, request):
-    shutil.copy(Path(__file__).with_name("shapes.smk"), site.path)
+@pytest.fixture(scope="module", autouse=True)
+def shapes(slurm, new_clone):
+    """Jobs that do little but wait for their time limit, on nodes of their own while the others' test goes on."""
+    clone = new_clone()
+    clone.write("workflow/profiles/slurm/site.yaml", SITE)
+    shutil.copy(Path(__file__).with_name("shapes.smk"), clone.path)
     flags = ["--slurm-status-command", "squeue", "--slurm-array-jobs", "device,member"]
-    with (site.path / "output.txt").open("w") as output:
-        process = site.start(*COMMAND, *SOON, *flags, "-s", "shapes.smk", output=output)
-        request.getfixturevalue("finished_clone")  # the next test's; these jobs do little but wait for a time limit
-        process.wait(timeout=1800)
-    assert process.returncode == 0, (site.path / "output.txt").read_text()[-4000:]
-    out = site.path / "out"
-
-    uses = [(out / f"device-{n}").read_text().split("\n") for n in range(4)]
-    for k, (device, begin, end, _) in enumerate(uses):
-        assert re.fullmatch(r"n[12] [01]", device), "one device of one node"
-        for other, its_begin, its_end, _ in uses[:k]:
-            assert device != other or int(end) <= int(its_begin) or int(its_end) <= int(begin), "shared"
-    assert len({device for device, *_ in uses}) > 1
-
-    members = [(out / f"member-{n}").read_text().split() for n in range(6)]
-    assert len({array for array, _, _ in members}) == 1, "one array for all"
-    assert sorted(int(task) for _, task, _ in members) == list(range(1, 7))
-    assert [int(n) for _, _, n in members] == list(range(6)), "each wrote its own file"
-
-    assert (site.path / "hungry.log").read_text() == "begun\n" * 2, "killed for its memory, then given twice as much"
-    assert (site.path / "slow.log").read_text() == "1:00\n4:00\n", "ended at its time limit, then given four times it"
+    with (clone.path / "output.txt").open("w") as output:
+        process = clone.start(*COMMAND, *SOON, *flags, "-s", "shapes.smk", output=output)
+        yield clone, process
+        process.kill()
+        process.wait()
 
 
 def test_an_experiment_survives_memory_node_controller_and_snakemake(site, slurm, finished_clone):
@@ -87,6 +75,28 @@ def test_an_experiment_survives_memory_node_controller_and_snakemake(site, slurm
     assert "<html" in (site.path / "results/test/report.html").read_text()
     again = site.call(*command)
     assert "Nothing to be done" in again.output, again.output
+
+
+def test_jobs_get_what_they_ask_for_and_more_of_it_when_it_was_too_little(shapes):
+    site, process = shapes
+    process.wait(timeout=1800)
+    assert process.returncode == 0, (site.path / "output.txt").read_text()[-4000:]
+    out = site.path / "out"
+
+    uses = [(out / f"device-{n}").read_text().split("\n") for n in range(4)]
+    for k, (device, begin, end, _) in enumerate(uses):
+        assert re.fullmatch(r"n[34] [01]", device), "one device of one node"
+        for other, its_begin, its_end, _ in uses[:k]:
+            assert device != other or int(end) <= int(its_begin) or int(its_end) <= int(begin), "shared"
+    assert len({device for device, *_ in uses}) > 1
+
+    members = [(out / f"member-{n}").read_text().split() for n in range(6)]
+    assert len({array for array, _, _ in members}) == 1, "one array for all"
+    assert sorted(int(task) for _, task, _ in members) == list(range(1, 7))
+    assert [int(n) for _, _, n in members] == list(range(6)), "each wrote its own file"
+
+    assert (site.path / "hungry.log").read_text() == "begun\n" * 2, "killed for its memory, then given twice as much"
+    assert (site.path / "slow.log").read_text() == "1:00\n4:00\n", "ended at its time limit, then given four times it"
 
 
 def lines(clone, run: str) -> int:
