@@ -83,11 +83,13 @@ def test_a_worker_killed_from_outside_costs_nothing():
 def test_a_worker_that_used_up_its_processor_time_costs_nothing():
     """Many slow answers in a row must not make the next one pay."""
     with Checker(["simple_python"], limits=Limits(processor_seconds=1, item_seconds=30)) as checker:
-        for _ in range(20):
+        for _ in range(500):  # a fast machine takes more of them
             verdict = _check(checker, "simple_python", "simple_python_0", "<tool_call>" + "[1,\n" * 16_000)
             assert verdict["correct"] is False
             assert verdict["failure"] is None
-        assert checker.restarts >= 1
+            if checker.restarts:
+                break
+        assert checker.restarts == 1
         assert _right(checker)
 
 
