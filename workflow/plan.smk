@@ -114,8 +114,6 @@ if workflow.is_main_process:
     require_nodes()
     make_again(integrity.damaged(plan))
 
-EVALUATION_HASHES = {}  # by identity: the runs of a plan have equal parts of their configurations in common
-
 # One file each, asked for by every job.
 benchmark_of, definition_of = functools.cache(benchmarks.get), functools.cache(benchmarks.definition_hash)
 
@@ -210,13 +208,15 @@ def training_hash(wildcards):
     return plan.run(wildcards.run).config_hash
 
 
+@functools.cache  # asked for several times a job
+def evaluation_settings_hash(run):
+    return files.content_hash(plan.run(run).config["eval"])
+
+
 @known
 def evaluation_hash(wildcards):
     """Changes with the evaluation settings: they re-score, but never retrain."""
-    settings = plan.run(wildcards.run).config["eval"]
-    if id(settings) not in EVALUATION_HASHES:
-        EVALUATION_HASHES[id(settings)] = files.content_hash(settings)
-    return EVALUATION_HASHES[id(settings)]
+    return evaluation_settings_hash(wildcards.run)
 
 
 @known

@@ -254,8 +254,8 @@ def _read(path: str | Path) -> dict[str, Any]:
     known: dict[str, Any] = {}
 
     def shared(value: dict[str, Any]) -> dict[str, Any]:
-        if "config_hash" in value:
-            value["config"] = {name: known.setdefault(json.dumps(part), part) for name, part in value["config"].items()}
+        if isinstance(config := value.get("config"), dict):  # another version's plan may lack it: refused later
+            value["config"] = {name: known.setdefault(json.dumps(part), part) for name, part in config.items()}
         return value
 
     return files.read_json(path, object_hook=shared)

@@ -95,8 +95,9 @@ def test_an_unknown_experiment_is_answered_with_the_list(tmp_path):
         load_plan("quik", results=tmp_path)
 
 
-def test_a_plan_of_another_version_is_refused(tmp_path):
-    (tmp_path / "plan.json").write_text('{"version": 0}')
+@pytest.mark.parametrize("runs", ["[]", '[{"config_hash": "1"}]', '[{"config": []}]'])
+def test_a_plan_of_another_version_is_refused(tmp_path, runs):
+    (tmp_path / "plan.json").write_text(f'{{"version": 0, "runs": {runs}}}')
     with pytest.raises(ConfigurationError, match="another version"):
         read_plan(tmp_path / "plan.json")
 

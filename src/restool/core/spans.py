@@ -100,7 +100,7 @@ def _tell_misfit(
 def _check_ends(texts: Sequence[str], line: TokenLine, length_B: Tensor) -> None:
     last_B = torch.zeros_like(length_B)
     filled_B = line.count_B > 0
-    last_B[filled_B] = (line.end_N[(line.first_B + line.count_B - 1)[filled_B]]) - line.base_B[filled_B]
+    last_B[filled_B] = line.end_N[(line.first_B + line.count_B - 1)[filled_B]] - line.base_B[filled_B]
     for row in (last_B < length_B).nonzero().flatten().tolist():
         if texts[row][int(last_B[row]) :].strip():
             raise DataError(
